@@ -1,0 +1,277 @@
+"""RunConfig: one YAML file is one frozen model, checked at construction.
+
+A stage is keyed by its own section.  `runtime` holds what cannot change a result (paths,
+workers, timeouts) and is part of no key.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from gradelora.artifacts import Frozen, Split
+from gradelora.errors import BadConfig
+
+
+class BaseModelConfig(Frozen):
+    """The base model on the Hub."""
+
+    repo_id: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="owner/name on the Hub")
+    revision: str = Field("main", min_length=1, description="branch, tag or commit; resolved to a commit first")
+
+
+class FetchConfig(Frozen):
+    """Which files of the commit: the small ones that encoding needs come first, alone."""
+
+    part: Literal["tokenizer", "everything"]
+
+
+class DataConfig(Frozen):
+    """Where the graded answers are."""
+
+    files: tuple[str, ...] = Field(min_length=1, description="paths or globs of .json, .jsonl and .gz files")
+
+
+class SplitConfig(Frozen):
+    """Shares by question and normalised answer; an item never changes sides when data is appended."""
+
+    seed: int = 0
+    validation_share: float = Field(0.1, ge=0, lt=0.5, description="of the seen questions' answers: checkpoint choice")
+    unseen_answers_share: float = Field(0.2, gt=0, lt=0.5, description="of the seen questions' answers: the gate")
+    unseen_questions_share: float = Field(0.0, ge=0, lt=0.5, description="of the questions, with all their answers")
+
+
+class ValidateConfig(Frozen):
+    """What blocks the run and what is set aside."""
+
+    max_quarantined_share: float = Field(0.05, ge=0, le=1, description="of all items; more blocks the run")
+    max_file_bytes: int = Field(2**31, gt=0, description="a larger file is refused before it is read")
+    complete_alignment: bool = Field(False, description="items must add up to the record's score")
+    split: SplitConfig = SplitConfig()
+
+
+class EncodeConfig(Frozen):
+    """How an item becomes tokens."""
+
+    layout: Literal["harmony", "chat_template"] = Field(
+        description="harmony for gpt-oss; else the model's own template"
+    )
+    instructions: str = Field(
+        "You score a student's answer against the question's rubric as a trained human rater would.",
+        min_length=1,
+        description="the same for every item",
+    )
+    conversation_date: str = Field(
+        "2025-08-05", pattern=r"^\d{4}-\d\d-\d\d$", description="pinned: ids must not change"
+    )
+    reasoning_effort: Literal["low", "medium", "high"] = "low"
+    target: Literal["score", "score_and_feedback"] = "score"
+    max_length: int = Field(1024, ge=64, le=131072, description="tokens of one item, target included")
+    over_length: Literal["shorten", "quarantine"] = Field("shorten", description="an answer that does not fit")
+
+
+class LoraSettings(Frozen):
+    """The adapter: Hu et al. 2021, as PEFT spells it."""
+
+    r: int = Field(8, ge=1, le=1024)
+    alpha: float = Field(32, gt=0)
+    dropout: float = Field(0.05, ge=0, lt=1)
+    target_modules: tuple[str, ...] = Field(("q_proj", "k_proj", "v_proj", "o_proj"), min_length=1)
+    use_rslora: bool = False
+
+
+class TrainConfig(Frozen):
+    """DeepSpeed LoRA training.  An optimizer step sees processes x accumulation x rows x answers_per_row answers."""
+
+    weights: Literal["packed", "bf16"] = Field("packed", description="packed: experts stay MXFP4")
+    parallel: Literal["zero2", "zero3", "layers"] = "zero2"
+    processes: int = Field(2, ge=1, description="ranks; one a GPU, or one for all GPUs with layers")
+    device: Literal["cuda", "cpu"] = "cuda"
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="of activations and dequantised weights")
+    lora: LoraSettings = LoraSettings()
+    learning_rate: float = Field(2e-4, gt=0, lt=1)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: int = Field(2, ge=0)
+    weight_decay: float = Field(0.0, ge=0, lt=1)
+    max_grad_norm: float = Field(1.0, gt=0)
+    epochs: float = Field(3, gt=0)
+    max_steps: int | None = Field(None, ge=1, description="optimizer steps; ends the run before epochs do")
+    sharing: Literal["prefix", "off"] = Field("prefix", description="answers to one question share its tokens in a row")
+    answers_per_row: int = Field(3, ge=1, le=64)
+    micro_batch_rows: int = Field(1, ge=1, description="rows a rank and micro-step")
+    accumulation: int = Field(4, ge=1, description="micro-steps an optimizer step")
+    gradient_checkpointing: bool = False
+    expert_chunk: int = Field(0, ge=0, description="packed: experts dequantised at a time; 0 is all of a layer")
+    reduce_bucket_elements: int = Field(500_000_000, ge=1000, description="DeepSpeed's reduce and allgather buckets")
+    save_every: float = Field(0.25, gt=0, le=1, description="share of the run between sealed checkpoints")
+    evaluate_every: float = Field(0.25, gt=0, le=1, description="share of the run between validation losses")
+    keep_checkpoints: int = Field(2, ge=1)
+    launcher: Literal["torchrun", "deepspeed"] = "torchrun"
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.weights == "packed" and self.parallel == "zero3":
+            raise ValueError("parallel=zero3 cannot shard packed MXFP4 weights; set parallel=zero2 or weights=bf16")
+        if self.parallel == "layers" and self.processes != 1:
+            raise ValueError(f"parallel=layers is one process, not {self.processes}; set processes=1")
+        if self.sharing == "off" and self.answers_per_row != 1:
+            raise ValueError(f"sharing=off means one answer a row, not {self.answers_per_row}; set answers_per_row=1")
+        return self
+
+
+class EvaluateConfig(Frozen):
+    """Scoring by likelihood and agreement with the human raters."""
+
+    splits: tuple[Split, ...] = Field(("unseen_answers", "unseen_questions"), min_length=1)
+    device: Literal["cuda", "cpu"] = "cuda"
+    weights: Literal["packed", "bf16"] = "packed"
+    precision: Literal["bf16", "fp32"] = "bf16"
+    resamples: int = Field(2000, ge=100, le=100_000, description="bootstrap, clustered by question")
+    confidence_level: float = Field(0.95, gt=0.5, lt=1)
+    seed: int = 0
+
+
+class GateConfig(Frozen):
+    """Promote only what is shown to agree better than the champion, or the base when there is none."""
+
+    split: Split = "unseen_answers"
+    margin: float = Field(0.0, ge=0, lt=1, description="the gain's lower bound must lie above this QWK")
+    max_question_loss: float = Field(0.3, gt=0, le=2, description="QWK that a single question may lose at most")
+
+
+class MergeConfig(Frozen):
+    """The optional merge into the base's own format."""
+
+    enabled: bool = False
+    max_shard_bytes: int = Field(5_000_000_000, ge=1_000_000)
+
+
+class ReportConfig(Frozen):
+    """What the HTML page shows."""
+
+    show_student_text: bool = Field(False, description="the worst items with text; else by id alone")
+
+
+class StoreConfig(Frozen):
+    """Where sealed artifacts are kept."""
+
+    root: Path
+
+
+class Runtime(Frozen):
+    """What cannot change a result: part of no key."""
+
+    hub_endpoint: str | None = Field(None, description="default: HF_ENDPOINT, then the Hub")
+    hub_cache: Path | None = Field(None, description="default: HF_HUB_CACHE, then HF_HOME/hub")
+    hub_timeout_s: float = Field(30, gt=0)
+    hub_retries: int = Field(5, ge=0)
+    encode_workers: int = Field(1, ge=1)
+    dataloader_workers: int = Field(0, ge=0)
+    evaluate_rows: int = Field(4, ge=1, description="rows a forward pass; memory, not results")
+    train_deadline_s: float = Field(7 * 24 * 3600, gt=0)
+    train_retries: int = Field(1, ge=0, le=5)
+    threads: int | None = Field(None, ge=1, description="CPU threads a process; default cores / processes")
+    price_per_hour: float | None = Field(None, ge=0, description="of the whole machine, in your currency")
+
+
+class RunConfig(Frozen):
+    """Everything that one run needs to know."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="of the deployment; the champion is kept by it")
+    base: BaseModelConfig
+    data: DataConfig
+    validation: ValidateConfig = ValidateConfig()
+    encode: EncodeConfig
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    gate: GateConfig = GateConfig()
+    merge: MergeConfig = MergeConfig()
+    report: ReportConfig = ReportConfig()
+    store: StoreConfig
+    runtime: Runtime = Runtime()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.gate.split not in self.evaluate.splits:
+            raise ValueError(f"gate.split={self.gate.split} is not evaluated; add it to evaluate.splits")
+        if self.gate.split == "unseen_questions" and not self.validation.split.unseen_questions_share:
+            raise ValueError("gate.split=unseen_questions needs validation.split.unseen_questions_share above 0")
+        if self.gate.split not in get_args(Split)[1:]:
+            raise ValueError("gate.split=train would judge the adapter on what it learned; set unseen_answers")
+        return self
+
+
+def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read one YAML file and apply `section.field=value` overrides.
+
+    Raises BadConfig naming the field and the remedy.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadConfig(f"{path}: cannot be read ({error}); name one of deployments/*.yaml with --config") from error
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise BadConfig(f"{path}: no YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise BadConfig(f"{path}: must be a mapping of sections, found {type(values).__name__}")
+    return build_config(values, overrides, where=str(path))
+
+
+def build_config(values: Mapping[str, Any], overrides: Iterable[str] = (), where: str = "config") -> RunConfig:
+    """A RunConfig from plain values and `section.field=value` overrides.  Raises BadConfig."""
+    merged = _copied(values)
+    for override in overrides:
+        _apply(merged, override)
+    try:
+        return RunConfig.model_validate(merged)
+    except ValidationError as error:
+        raise BadConfig(f"{where}: " + "; ".join(_explain(e) for e in error.errors())) from error
+
+
+def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _copied(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Set one dotted path in place; the value is read as YAML."""
+    name, equals, text = override.partition("=")
+    *sections, field = name.strip().split(".")
+    if not equals or not field:
+        raise BadConfig(f"--set {override}: write it as section.field=value, e.g. --set train.learning_rate=1e-4")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise BadConfig(f"--set {override}: {section} is a value, not a section")
+    try:
+        values[field] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise BadConfig(f"--set {override}: the value is no YAML") from error
+
+
+def _explain(error: Any) -> str:
+    """One pydantic error as field, fault and remedy."""
+    where = ".".join(str(part) for part in error["loc"]) or "config"
+    if error["type"] == "extra_forbidden":
+        names = _names_at(error["loc"][:-1])
+        close = difflib.get_close_matches(str(error["loc"][-1]), names, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(sorted(names))}"
+        return f"{where}: unknown key; {hint}"
+    if error["type"] == "missing":
+        return f"{where}: missing; add it"
+    message = error["msg"].removeprefix("Value error, ")
+    given = error.get("input")
+    shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) else ""
+    return f"{where}: {message}{shown}"
+
+
+def _names_at(location: tuple[Any, ...]) -> list[str]:
+    model: Any = RunConfig
+    for part in location:
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)
