@@ -9,6 +9,7 @@ import inspect
 import json
 import os
 import resource
+import signal
 import sys
 import time
 import traceback
@@ -85,8 +86,15 @@ def call(
     return result
 
 
+def here(stage: Callable[..., A], config: Frozen, *inputs: Artifact, out: Path, runtime: Runtime) -> A:
+    """The same call in this process: for a stage that itself only launches others."""
+    return stage(config, *inputs, out=out, runtime=runtime)
+
+
 def main(path: Path) -> int:
     """Do what the request at `path` says; the answer lies beside it."""
+    # An exception, so that the stage's own children are ended on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     request = Request.model_validate_json(path.read_text())
     module, _, function = request.stage.partition(":")
     stage = getattr(importlib.import_module(module), function)

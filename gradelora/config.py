@@ -147,7 +147,6 @@ class MergeConfig(Frozen):
     """The optional merge into the base's own format."""
 
     enabled: bool = False
-    max_shard_bytes: int = Field(5_000_000_000, ge=1_000_000)
 
 
 class ReportConfig(Frozen):
@@ -173,7 +172,6 @@ class Runtime(Frozen):
     dataloader_workers: int = Field(0, ge=0)
     evaluate_rows: int = Field(4, ge=1, description="rows a forward pass; memory, not results")
     train_deadline_s: float = Field(7 * 24 * 3600, gt=0)
-    train_retries: int = Field(1, ge=0, le=5)
     threads: int | None = Field(None, ge=1, description="CPU threads a process; default cores / processes")
     price_per_hour: float | None = Field(None, ge=0, description="of the whole machine, in your currency")
 
@@ -205,6 +203,21 @@ class RunConfig(Frozen):
         return self
 
 
+class _Yaml(yaml.SafeLoader):
+    """YAML 1.2's booleans: `off`, `on`, `yes` and `no` are words (`train.sharing: off`)."""
+
+
+_BOOL = "tag:yaml.org,2002:bool"
+_Yaml.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL or letter in "tTfF"]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _parse_yaml(text: str) -> Any:
+    return yaml.load(text, _Yaml)
+
+
 def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     """Read one YAML file and apply `section.field=value` overrides.
 
@@ -215,7 +228,7 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     except (OSError, UnicodeDecodeError) as error:
         raise BadConfig(f"{path}: cannot be read ({error}); name one of deployments/*.yaml with --config") from error
     try:
-        values = yaml.safe_load(text)
+        values = _parse_yaml(text)
     except yaml.YAMLError as error:
         raise BadConfig(f"{path}: no YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
@@ -249,7 +262,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise BadConfig(f"--set {override}: {section} is a value, not a section")
     try:
-        values[field] = yaml.safe_load(text)
+        values[field] = _parse_yaml(text)
     except yaml.YAMLError as error:
         raise BadConfig(f"--set {override}: the value is no YAML") from error
 

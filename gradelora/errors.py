@@ -72,6 +72,12 @@ class GatedRepo(GradeloraError):
     exit_code = 2
 
 
+class NotCached(GradeloraError):
+    """Offline, and the Hub cache does not hold what is asked for."""
+
+    exit_code = 2
+
+
 class KeyMismatch(GradeloraError):
     """A checkpoint and the model built for it differ in their keys."""
 

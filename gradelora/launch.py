@@ -6,6 +6,7 @@ Ctrl-C, a deadline) ends the whole group, first by SIGTERM and after a grace per
 
 import collections
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -19,6 +20,20 @@ from gradelora.errors import ChildFailed
 
 GRACE_S = 10.0
 TAIL_LINES = 25
+PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
+_live: set[int] = set()
+
+
+def _die_with_parent() -> None:
+    """In the child: SIGTERM when the parent dies, so that SIGKILL of a run leaves no trainer (prctl(2))."""
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def end_all() -> None:
+    """End every child of this process that still runs, in whatever thread it was started."""
+    for pid in tuple(_live):
+        end_group(pid)
 
 
 def run(
@@ -37,6 +52,7 @@ def run(
     tail: collections.deque[str] = collections.deque(maxlen=TAIL_LINES)
     child = subprocess.Popen(
         argv,
+        preexec_fn=_die_with_parent,
         env=dict(env) if env is not None else None,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -45,16 +61,18 @@ def run(
         text=True,
         errors="replace",
     )
+    _live.add(child.pid)
+    reader = threading.Thread(target=_pump, args=(child, log, tail, on_line), daemon=True)
     try:
-        reader = threading.Thread(target=_pump, args=(child, log, tail, on_line), daemon=True)
         reader.start()
         exit_code = _wait(child, deadline_s)
-        reader.join(GRACE_S)
     finally:
         # Also after success: a rank that its launcher forgot must not hold the GPU.
         end_group(child.pid)
+        _live.discard(child.pid)
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(GRACE_S)
+    reader.join(GRACE_S)
     if exit_code != 0:
         what = "passed its deadline" if exit_code is None else _spell(exit_code)
         raise ChildFailed(f"{Path(argv[0]).name} {what}; log: {log}\n" + "\n".join(tail))

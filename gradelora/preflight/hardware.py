@@ -1,0 +1,72 @@
+"""What a machine has: GPUs, host memory, cores.  Read without torch, or taken from a preset."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from gradelora.artifacts import Frozen
+from gradelora.errors import BadConfig
+
+
+class Hardware(Frozen):
+    """One machine; `gpu_bytes` is the memory of each GPU."""
+
+    name: str
+    gpus: int
+    gpu_bytes: int
+    host_bytes: int
+    cores: int
+
+
+# Nominal memory as nvidia-smi reports it, less nothing: the plan has its own reserve.
+PRESETS = {
+    "2xh200": Hardware(name="2x H200 SXM", gpus=2, gpu_bytes=150_754_820_096, host_bytes=512 * 2**30, cores=64),
+    "1xh200": Hardware(name="1x H200 SXM", gpus=1, gpu_bytes=150_754_820_096, host_bytes=256 * 2**30, cores=32),
+    "8xh100": Hardware(name="8x H100 80 GB", gpus=8, gpu_bytes=85_520_809_984, host_bytes=1024 * 2**30, cores=128),
+    "1xh100": Hardware(name="1x H100 80 GB", gpus=1, gpu_bytes=85_520_809_984, host_bytes=256 * 2**30, cores=32),
+    "2xa100": Hardware(name="2x A100 80 GB", gpus=2, gpu_bytes=85_899_345_920, host_bytes=512 * 2**30, cores=64),
+    "cpu": Hardware(name="CPU, 2 cores", gpus=0, gpu_bytes=0, host_bytes=24 * 2**30, cores=2),
+}
+
+
+def preset(name: str) -> Hardware:
+    """A preset by name.  Raises BadConfig naming the known ones."""
+    if name not in PRESETS:
+        raise BadConfig(f"--hardware {name}: unknown; known are {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def this_machine() -> Hardware:
+    """The machine that this runs on; a GPU that CUDA_VISIBLE_DEVICES hides does not count."""
+    sizes = _gpu_bytes()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        sizes = sizes[: len([v for v in visible.split(",") if v.strip()])]
+    return Hardware(
+        name="this machine",
+        gpus=len(sizes),
+        gpu_bytes=min(sizes, default=0),
+        host_bytes=_host_bytes(),
+        cores=len(os.sched_getaffinity(0)),
+    )
+
+
+def _gpu_bytes() -> list[int]:
+    """Total memory of each GPU as the driver's own tool tells it; none without a driver."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    query = [tool, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    answer = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
+    return [int(mib) * 2**20 for mib in re.findall(r"^\s*(\d+)\s*$", answer.stdout, re.M)]
+
+
+def _host_bytes() -> int:
+    """MemTotal, or the control group's limit where that is lower."""
+    total = int(re.findall(r"MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text())[0]) * 1024
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.exists() and limit.read_text().strip().isdigit():
+        return min(total, int(limit.read_text()))
+    return total

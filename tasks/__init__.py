@@ -1,0 +1,1 @@
+"""How Prefect runs each stage: retries, caching, concurrency and what the UI shows."""

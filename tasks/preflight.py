@@ -1,0 +1,21 @@
+"""Refuse what cannot work; never cached, for it measures this machine now."""
+
+from gradelora.artifacts import BaseModel, DataFiles
+from gradelora.config import RunConfig
+from gradelora.hub import cache_folder
+from gradelora.preflight import Plan
+from gradelora.preflight import preflight as stage
+from gradelora.records import collect_data_files
+from tasks.stage import stage_task
+
+
+@stage_task()
+def collect(run: RunConfig) -> DataFiles:
+    """The data files, by their bytes."""
+    return collect_data_files(run.data.files)
+
+
+@stage_task()
+def preflight(run: RunConfig, base: BaseModel, data: DataFiles) -> Plan:
+    """GPUs, memory, disk and tools: measured against needed."""
+    return stage(run, base, data, cache_folder(run.runtime))

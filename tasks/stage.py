@@ -1,0 +1,102 @@
+"""How any stage is keyed, cached, verified on hit and retried.
+
+The store's receipt is the truth: a task asks it, and Prefect is told `Cached` when the
+artifact was there and held.  Prefect's own result cache stays off, for two records of one
+fact can disagree.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, cast
+
+from prefect import Task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.concurrency.sync import concurrency
+from prefect.states import Completed, Failed
+
+from gradelora import child
+from gradelora.artifacts import Artifact, Frozen
+from gradelora.config import RunConfig
+from gradelora.errors import GradeloraError
+from gradelora.store import Obtained, Store
+
+A = TypeVar("A", bound=Artifact)
+P = ParamSpec("P")
+R = TypeVar("R")
+GPU_LIMIT = "gpu"
+
+
+class StageTask(Task[P, R]):
+    """A task whose call gives the data of the state that it ended in, or raises its error.
+
+    Prefect does so for `.submit(...).result()` alone; a direct call would give the state.
+    """
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:  # type: ignore[override]
+        """Run here and now."""
+        state: State[R] = super().__call__(*args, return_state=True, **kwargs)  # type: ignore[call-overload]
+        return state.result()
+
+
+def stage_task(**options: Any) -> Callable[[Callable[P, R]], StageTask[P, R]]:
+    """`prefect.task` for a stage: results in memory alone, and a user's mistake told in one sentence.
+
+    An error with exit code 2 becomes the task's Failed state without a traceback; the caller
+    still gets it raised.
+    """
+
+    def decorate(function: Callable[P, R]) -> StageTask[P, R]:
+        @functools.wraps(function)
+        def plain(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                return function(*args, **kwargs)
+            except GradeloraError as error:
+                if error.exit_code != 2:
+                    raise
+                return cast("R", Failed(message=str(error), data=error))
+
+        return StageTask(plain, name=function.__name__, cache_policy=NO_CACHE, persist_result=False, **options)
+
+    return decorate
+
+
+def obtain(
+    run: RunConfig,
+    stage: Callable[..., A],
+    config: Frozen,
+    *inputs: Artifact,
+    execute: Callable[..., A] = child.call,
+    gpu: bool = False,
+) -> Obtained[A]:
+    """The stage's artifact from the store, or built now; the task ends as Cached or Completed.
+
+    `gpu` holds the machine's one training slot, and only where work is to be done.
+    """
+
+    def work(*arguments: Any, **named: Any) -> A:
+        if not gpu:
+            return execute(*arguments, **named)
+        # strict: a limit that does not exist is an error, not a warning that nobody reads.
+        with concurrency(GPU_LIMIT, occupy=1, strict=True, raise_on_lease_renewal_failure=False):
+            return execute(*arguments, **named)
+
+    obtained = Store(run.store.root).obtain(stage, config, *inputs, runtime=run.runtime, run=work)
+    name = "Cached" if obtained.cached else "Completed"
+    # Prefect takes a returned state as the task's own and hands its data to the caller.
+    return cast("Obtained[A]", Completed(name=name, message=obtained.why, data=obtained))
+
+
+def only(*errors: type[Exception]) -> Callable[[Task[..., Any], TaskRun, State[Any]], bool]:
+    """A retry condition: these errors and no others."""
+
+    def transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+        try:
+            state.result()
+        except errors:
+            return True
+        except Exception:
+            return False
+        return False
+
+    return transient
