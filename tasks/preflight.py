@@ -2,7 +2,7 @@
 
 from gradelora.artifacts import BaseModel, DataFiles
 from gradelora.config import RunConfig
-from gradelora.hub import cache_folder
+from gradelora.hub import HubClient
 from gradelora.preflight import Plan
 from gradelora.preflight import preflight as stage
 from gradelora.records import collect_data_files
@@ -18,4 +18,4 @@ def collect(run: RunConfig) -> DataFiles:
 @stage_task()
 def preflight(run: RunConfig, base: BaseModel, data: DataFiles) -> Plan:
     """GPUs, memory, disk and tools: measured against needed."""
-    return stage(run, base, data, cache_folder(run.runtime))
+    return stage(run, base, data, HubClient(run.runtime).cache)

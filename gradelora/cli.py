@@ -1,0 +1,199 @@
+"""`gradelora`: every stage without Prefect, readable for people, `--json` for machines.
+
+Exit codes: 0 done, 2 something that you can mend (configuration, data, disk, GPUs), 1 a fault.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from gradelora import __version__
+from gradelora.artifacts import Artifact, Frozen
+from gradelora.config import RunConfig, load_config
+from gradelora.errors import Damaged, GradeloraError
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; an error of ours is one sentence on stderr."""
+    arguments = _parser().parse_args(argv)
+    try:
+        code: int = arguments.command(arguments)
+    except GradeloraError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; what was sealed is kept", file=sys.stderr)
+        return 130
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gradelora", description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, purpose in STAGES.items():
+        _command(commands, name, purpose, _stage(name))
+    plan = _command(commands, "plan", "what the run needs and whether it fits; nothing is downloaded", _plan)
+    plan.add_argument("--hardware", help="plan for another machine: 2xh200, 1xh200, 8xh100, 1xh100, 2xa100, cpu")
+    check = commands.add_parser("validate", help="check data files against the rubric schema")
+    check.add_argument("paths", nargs="*", metavar="PATH", help="data files; default: those of --config")
+    _common(check, _validate, config_required=False)
+    score = _command(commands, "score", "score new answers with a trained adapter", _score)
+    score.add_argument("files", nargs="+", metavar="FILE")
+    score.add_argument("--out", type=Path, required=True, help="folder for scores.jsonl; a second call goes on there")
+    score.add_argument("--threshold", type=float, default=0.7, help="confidence below which a human should look")
+    verify = _command(commands, "verify", "re-hash every sealed artifact", _verify)
+    verify.add_argument("--fast", action="store_true", help="sizes and times alone for large artifacts")
+    _command(commands, "doctor", "check this machine, one line each", _doctor)
+    return parser
+
+
+STAGES = {
+    "fetch": "bring the base model's files into the Hub cache, every byte verified",
+    "encode": "turn validated items into tokens",
+    "train": "train the adapter",
+    "evaluate": "score held-out items with base and adapter",
+    "merge": "add the adapter to the base's weights, in the base's own format",
+}
+PROPERTIES = {
+    "fetch": "snapshot",
+    "encode": "encoded",
+    "train": "adapter",
+    "evaluate": "evaluation",
+    "merge": "merged",
+}
+
+
+def _command(commands: Any, name: str, purpose: str, command: Command) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=purpose, description=purpose)
+    _common(parser, command, config_required=True)
+    return parser
+
+
+def _common(parser: argparse.ArgumentParser, command: Command, *, config_required: bool) -> None:
+    parser.add_argument("--config", type=Path, required=config_required, help="e.g. deployments/demo.yaml")
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="SECTION.FIELD=VALUE")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.set_defaults(command=command)
+
+
+def _config(arguments: argparse.Namespace) -> RunConfig:
+    return load_config(arguments.config, arguments.overrides)
+
+
+def _stage(name: str) -> Command:
+    """The command that obtains one stage's artifact and all that it needs."""
+
+    def command(arguments: argparse.Namespace) -> int:
+        from gradelora.pipeline import Pipeline
+
+        pipeline = Pipeline(_config(arguments), _tell)
+        artifact: Artifact = getattr(pipeline, PROPERTIES[name])
+        _print(arguments, artifact, {"digest": artifact.digest})
+        return 0
+
+    return command
+
+
+def _tell(obtained: Any) -> None:
+    """Progress for people, on stderr."""
+    state = "cached" if obtained.cached else "run"
+    print(f"{obtained.stage:10} {state:8} {obtained.seconds:8.1f} s", file=sys.stderr, flush=True)
+
+
+def _print(arguments: argparse.Namespace, value: Frozen, more: dict[str, Any] | None = None) -> None:
+    """The facts of an artifact as JSON, or as one `name: value` line each."""
+    facts = {**value.model_dump(mode="json", exclude={"files"}), **(more or {})}
+    if arguments.json:
+        print(json.dumps(facts))
+        return
+    for name, fact in facts.items():
+        print(f"{name}: {fact if isinstance(fact, str | int | float) else json.dumps(fact)}")
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from gradelora.hub import HubClient
+    from gradelora.preflight import check, make_plan
+    from gradelora.preflight.hardware import preset, this_machine
+    from gradelora.preflight.table import print_plan
+    from gradelora.records import collect_data_files
+    from gradelora.resolve import resolve
+
+    run = _config(arguments)
+    hardware = preset(arguments.hardware) if arguments.hardware else this_machine()
+    base = resolve(run.base, runtime=run.runtime)
+    plan = make_plan(run, base, collect_data_files(run.data.files), HubClient(run.runtime).cache, hardware)
+    if arguments.json:
+        print(plan.model_dump_json())
+    else:
+        print_plan(plan)
+    check(run, plan)
+    return 0
+
+
+def _validate(arguments: argparse.Namespace) -> int:
+    from gradelora.config import ValidateConfig
+    from gradelora.errors import BadConfig
+    from gradelora.records import collect_data_files
+    from gradelora.validate.command import validate_command
+
+    run = _config(arguments) if arguments.config else None
+    patterns = tuple(arguments.paths) or (run.data.files if run else ())
+    if not patterns:
+        raise BadConfig("validate: name data files, or a configuration with --config")
+    return validate_command(run.validation if run else ValidateConfig(), collect_data_files(patterns), arguments.json)
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    from gradelora.pipeline import Pipeline
+    from gradelora.records import collect_data_files
+    from gradelora.score import score
+
+    run = _config(arguments)
+    pipeline = Pipeline(run, _tell)
+    data = collect_data_files(tuple(arguments.files))
+    scored = score(run.encode, run.evaluate, pipeline.snapshot, pipeline.adapter, data, out=arguments.out)
+    _print(arguments, scored)
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from gradelora.store import Store, verify_folder
+
+    damaged, rows = 0, []
+    for folder in Store(_config(arguments).store.root).folders():
+        try:
+            verify_folder(folder, deep=not arguments.fast)
+            rows.append({"stage": folder.parent.name, "key": folder.name, "state": "ok"})
+        except Damaged as error:
+            damaged += 1
+            rows.append({"stage": folder.parent.name, "key": folder.name, "state": str(error)})
+    if arguments.json:
+        print(json.dumps(rows))
+    else:
+        for row in rows:
+            print(f"{row['stage']:10} {row['key'][:12]}  {row['state']}")
+    return 1 if damaged else 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from gradelora.doctor import examine
+
+    run = _config(arguments)
+    findings = examine(run.runtime, run.store.root)
+    if arguments.json:
+        print(json.dumps([f.model_dump() for f in findings]))
+        return 0
+    for finding in findings:
+        mark = "ok  " if finding.ok else "look"
+        print(f"{mark} {finding.check:20} {finding.found}" + ("" if finding.ok else f"  -> {finding.remedy}"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""The main path without Prefect: each stage is obtained when it is first asked for.
+
+`Pipeline(run).adapter` brings everything that an adapter needs and nothing more; what is
+sealed in the store is taken from there.
+"""
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, TypeVar
+
+from gradelora import child
+from gradelora.artifacts import (
+    Adapter,
+    Artifact,
+    BaseModel,
+    DataFiles,
+    EncodedDataset,
+    EvalReport,
+    Frozen,
+    MergedModel,
+    ModelSnapshot,
+    ValidatedRecords,
+)
+from gradelora.config import FetchConfig, RunConfig
+from gradelora.encode import encode
+from gradelora.evaluate import evaluate
+from gradelora.fetch import fetch
+from gradelora.hub import HubClient
+from gradelora.merge import merge
+from gradelora.preflight import Plan, preflight
+from gradelora.records import collect_data_files
+from gradelora.resolve import resolve
+from gradelora.store import Obtained, Store
+from gradelora.train import train
+from gradelora.validate import validate
+
+A = TypeVar("A", bound=Artifact)
+
+
+class Pipeline:
+    """One configuration's artifacts; `on_obtained` is told of each as it comes."""
+
+    def __init__(self, run: RunConfig, on_obtained: Callable[[Obtained[Any]], None] = lambda _: None) -> None:
+        self.run = run
+        self.store = Store(run.store.root)
+        self._on_obtained = on_obtained
+
+    @cached_property
+    def data(self) -> DataFiles:
+        """The data files, by their bytes."""
+        return collect_data_files(self.run.data.files)
+
+    @cached_property
+    def base(self) -> BaseModel:
+        """The base model at its commit."""
+        return resolve(self.run.base, runtime=self.run.runtime)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What fits; refuses what does not."""
+        return preflight(self.run, self.base, self.data, HubClient(self.run.runtime).cache)
+
+    @cached_property
+    def tokenizer(self) -> ModelSnapshot:
+        """The small files that encoding needs."""
+        return self._obtain(fetch, FetchConfig(part="tokenizer"), self.base)
+
+    @cached_property
+    def snapshot(self) -> ModelSnapshot:
+        """All files of the base model."""
+        return self._obtain(fetch, FetchConfig(part="everything"), self.base)
+
+    @cached_property
+    def records(self) -> ValidatedRecords:
+        """The items that can be trained on."""
+        return self._obtain(validate, self.run.validation, self.data)
+
+    @cached_property
+    def encoded(self) -> EncodedDataset:
+        """The items as tokens."""
+        return self._obtain(encode, self.run.encode, self.records, self.tokenizer)
+
+    @cached_property
+    def adapter(self) -> Adapter:
+        """The trained adapter; the plan, the data and the tokens come before the weights."""
+        _ = self.plan
+        encoded = self.encoded
+        return self._obtain(train, self.run.train, self.snapshot, encoded, run=child.here)
+
+    @cached_property
+    def evaluation(self) -> EvalReport:
+        """Base beside adapter on held-out items."""
+        return self._obtain(evaluate, self.run.evaluate, self.snapshot, self.adapter, self.encoded)
+
+    @cached_property
+    def merged(self) -> MergedModel:
+        """The adapter in the base's weights."""
+        return self._obtain(merge, self.run.merge, self.snapshot, self.adapter)
+
+    def _obtain(self, stage: Callable[..., A], config: Frozen, *inputs: Artifact, run: Any = child.call) -> A:
+        obtained = self.store.obtain(stage, config, *inputs, runtime=self.run.runtime, run=run)
+        self._on_obtained(obtained)
+        return obtained.artifact
