@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_type_hints
@@ -29,6 +29,7 @@ from gradelora.errors import Damaged
 
 A = TypeVar("A", bound=Artifact)
 RECEIPT = "receipt.json"
+KEY_LENGTH = 64
 # Below this an artifact is re-hashed on every hit: a tenth of a second.
 ALWAYS_DEEP_BYTES = 32 * 2**20
 PACKAGES = ("gradelora", "torch", "transformers", "peft", "deepspeed", "datasets", "huggingface_hub", "prefect")
@@ -52,13 +53,17 @@ class Receipt(Frozen):
 
 @dataclass(frozen=True)
 class Obtained(Generic[A]):
-    """An artifact, whether it was there already, how long this took and why it was built."""
+    """An artifact, whether it was there already, how long this took and why it was built.
+
+    `label` tells apart two calls of one stage (`fetch tokenizer`, `fetch everything`).
+    """
 
     stage: str
     artifact: A
     cached: bool
     seconds: float
     why: str
+    label: str
 
 
 def key_of(stage: Callable[..., Any], config: Frozen, inputs: tuple[Artifact, ...]) -> str:
@@ -98,7 +103,7 @@ class Store:
             return None
         receipt = read_receipt(folder)
         artifact = _restored(receipt, folder, get_type_hints(stage)["return"])
-        verify(artifact, deep=deep)
+        verify(artifact.path, artifact.files, deep=deep)
         if artifact.digest != receipt.digest:
             raise Damaged(f"{folder / RECEIPT}: its digest does not match its contents; the stage will run again")
         return artifact
@@ -118,6 +123,7 @@ class Store:
         """
         started = time.monotonic()
         name, key = stage.__name__, key_of(stage, config, inputs)
+        label = " ".join(filter(None, [name, getattr(config, "part", "")]))
         with self._held(name, key):
             try:
                 found = self.find(stage, config, *inputs)
@@ -126,12 +132,12 @@ class Store:
                 found, why = None, str(damage)
                 shutil.rmtree(self.folder(name, key))
             if found is not None:
-                return Obtained(name, found, True, time.monotonic() - started, "verified against its receipt")
+                return Obtained(name, found, True, time.monotonic() - started, "verified against its receipt", label)
             out = self._private(stage, key)
             built = run(stage, config, *inputs, out=out, runtime=runtime)
             receipt = _receipt(stage, config, inputs, key, built, out, time.monotonic() - started)
             sealed = self._seal(built, receipt, out)
-        return Obtained(name, sealed, False, time.monotonic() - started, why)
+        return Obtained(name, sealed, False, time.monotonic() - started, why, label)
 
     def _private(self, stage: Callable[..., Any], key: str) -> Path:
         """The folder to fill: empty, or as an earlier attempt left it where the stage RESUMES."""
@@ -171,11 +177,23 @@ class Store:
                     time.sleep(0.3)
             yield
 
-    def receipts(self) -> Iterator[tuple[Path, Receipt]]:
-        """Every sealed folder with its receipt; unreadable ones are Damaged and raised."""
-        for path in sorted(self.root.glob(f"*/*/{RECEIPT}")):
-            if not path.parent.name.startswith("."):
-                yield path.parent, read_receipt(path.parent)
+    def folders(self) -> Iterator[Path]:
+        """Every sealed folder; those that are being built begin with a dot."""
+        for path in sorted(self.root.glob("*/*/")):
+            if not path.name.startswith(".") and len(path.name) == KEY_LENGTH:
+                yield path
+
+
+def verify_folder(folder: Path, *, deep: bool) -> Receipt:
+    """Check one sealed folder of whatever stage against its receipt.  Raises Damaged."""
+    receipt = read_receipt(folder)
+    try:
+        files = [FileEntry.model_validate(f) for f in receipt.artifact["files"]]
+        where = folder / receipt.artifact["path"]
+    except (ValidationError, KeyError, TypeError) as error:
+        raise Damaged(f"{folder / RECEIPT}: lists no files; the stage will run again") from error
+    verify(where, files, deep=deep)
+    return receipt
 
 
 def read_receipt(folder: Path) -> Receipt:
@@ -186,11 +204,11 @@ def read_receipt(folder: Path) -> Receipt:
         raise Damaged(f"{folder / RECEIPT}: missing or unreadable; the stage will run again") from error
 
 
-def verify(artifact: Artifact, *, deep: bool) -> None:
-    """Every file of the artifact against its entry: size and time, or contents.  Raises Damaged."""
-    deep = deep or artifact.total_bytes <= ALWAYS_DEEP_BYTES
-    for entry in artifact.files:
-        _verify_file(artifact.path / entry.name, entry, deep)
+def verify(folder: Path, files: Sequence[FileEntry], *, deep: bool) -> None:
+    """Every file against its entry: size and time, or contents.  Raises Damaged."""
+    deep = deep or sum(f.size for f in files) <= ALWAYS_DEEP_BYTES
+    for entry in files:
+        _verify_file(folder / entry.name, entry, deep)
 
 
 def _verify_file(path: Path, entry: FileEntry, deep: bool) -> None:

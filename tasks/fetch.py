@@ -2,11 +2,10 @@
 
 from typing import Literal
 
-from gradelora.fetch import fetch as stage
-
 from gradelora.artifacts import BaseModel, ModelSnapshot
 from gradelora.config import FetchConfig, RunConfig
 from gradelora.errors import ChecksumMismatch, HubUnavailable
+from gradelora.fetch import fetch as stage
 from gradelora.store import Obtained
 from tasks.stage import obtain, only, stage_task
 

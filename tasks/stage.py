@@ -11,8 +11,11 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from prefect import Task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.concurrency.sync import concurrency
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Completed, Failed
 
 from gradelora import child
@@ -35,30 +38,42 @@ class StageTask(Task[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:  # type: ignore[override]
         """Run here and now."""
-        state: State[R] = super().__call__(*args, return_state=True, **kwargs)  # type: ignore[call-overload]
+        state: State[R] = super().__call__(*args, return_state=True, **kwargs)
         return state.result()
 
 
 def stage_task(**options: Any) -> Callable[[Callable[P, R]], StageTask[P, R]]:
-    """`prefect.task` for a stage: results in memory alone, and a user's mistake told in one sentence.
-
-    An error with exit code 2 becomes the task's Failed state without a traceback; the caller
-    still gets it raised.
-    """
+    """`prefect.task` for a stage: results in memory alone, and a user's mistake told in one sentence."""
 
     def decorate(function: Callable[P, R]) -> StageTask[P, R]:
-        @functools.wraps(function)
-        def plain(*args: P.args, **kwargs: P.kwargs) -> R:
-            try:
-                return function(*args, **kwargs)
-            except GradeloraError as error:
-                if error.exit_code != 2:
-                    raise
-                return cast("R", Failed(message=str(error), data=error))
-
-        return StageTask(plain, name=function.__name__, cache_policy=NO_CACHE, persist_result=False, **options)
+        name = function.__name__
+        return StageTask(plainly(function), name=name, cache_policy=NO_CACHE, persist_result=False, **options)
 
     return decorate
+
+
+def plainly(function: Callable[P, R]) -> Callable[P, R]:
+    """Tell a user's mistake (exit code 2) as a Failed state with its sentence, without a traceback."""
+
+    @functools.wraps(function)
+    def plain(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except GradeloraError as error:
+            if error.exit_code != 2:
+                raise
+            return cast("R", Failed(message=str(error), data=error))
+
+    return plain
+
+
+def ensure_gpu_limit() -> None:
+    """Create the machine's training slot where this server has none; one that exists is left as it is."""
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_global_concurrency_limit_by_name(GPU_LIMIT)
+        except ObjectNotFound:
+            client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=GPU_LIMIT, limit=1))
 
 
 def obtain(

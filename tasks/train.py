@@ -1,12 +1,11 @@
 """Train the adapter; a lost rank is retried from the newest sealed checkpoint."""
 
-from gradelora.train import train as stage
-
 from gradelora import child
 from gradelora.artifacts import Adapter, EncodedDataset, ModelSnapshot
 from gradelora.config import RunConfig
 from gradelora.errors import RankLost
 from gradelora.store import Obtained
+from gradelora.train import train as stage
 from tasks.stage import obtain, only, stage_task
 
 

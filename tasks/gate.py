@@ -1,0 +1,27 @@
+"""Promote or refuse; never cached, for the champion may have changed."""
+
+from gradelora.artifacts import Adapter, EncodedDataset, EvalReport
+from gradelora.champion import champion_of, promote
+from gradelora.config import RunConfig
+from gradelora.gate import Verdict, judge
+from gradelora.store import Obtained, Store
+from tasks.stage import stage_task
+
+
+@stage_task()
+def gate(
+    run: RunConfig, adapter: Obtained[Adapter], evaluation: Obtained[EvalReport], data: Obtained[EncodedDataset]
+) -> Verdict:
+    """Compare with the champion, or the base when there is none, and move the pointer if better."""
+    root, digest = Store(run.store.root).root, data.artifact.digest
+    verdict = judge(run.gate, run.evaluate, adapter.artifact, evaluation.artifact, digest, champion_of(root, run.name))
+    if verdict.promoted:
+        promote(
+            root,
+            run.name,
+            adapter=adapter.artifact,
+            report=evaluation.artifact,
+            data_digest=digest,
+            reason=verdict.reason,
+        )
+    return verdict

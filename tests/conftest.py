@@ -1,0 +1,138 @@
+"""Real parts for the slow tests: a tiny gpt-oss on a loopback Hub, a Prefect server and worker."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from gradelora.sandbox.demo import REPO_ID
+from gradelora.sandbox.hub import LoopbackHub
+
+ROOT = Path(__file__).parents[1]
+# Four optimizer steps: enough to go through everything, too few to learn.
+QUICK = ["train.max_steps=4", "train.warmup_steps=1", "evaluate.resamples=200"]
+
+
+@pytest.fixture(scope="session")
+def repositories() -> Path:
+    """A folder of Hub repositories with the tiny gpt-oss; built once for this checkout."""
+    folder = ROOT / ".cache" / "tests" / "repositories"
+    subprocess.run(
+        [sys.executable, "-m", "gradelora.sandbox.tiny_gpt_oss", str(folder / REPO_ID)], check=True, cwd=ROOT
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def hub(repositories: Path) -> Iterator[LoopbackHub]:
+    with LoopbackHub(repositories) as server:
+        yield server
+
+
+@dataclass(frozen=True)
+class PrefectServer:
+    """A running server: `env` is what a client, worker or flow needs to reach it."""
+
+    env: dict[str, str]
+    url: str
+
+    def run(self, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+        """`python -m ARGUMENTS` against this server."""
+        command = [sys.executable, "-m", *arguments]
+        return subprocess.run(
+            command, env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
+        )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory, hub: LoopbackHub) -> Iterator[PrefectServer]:
+    home, port = tmp_path_factory.mktemp("prefect"), free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    env = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PREFECT_HOME": str(home),
+        "PREFECT_API_URL": url,
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "HF_ENDPOINT": hub.url,
+        "TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR", str(ROOT / ".cache" / "torch_extensions")),
+    }
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    log = (home / "server.log").open("w")
+    server = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
+    try:
+        wait_for(lambda: httpx.get(f"{url}/health", timeout=5).is_success, 180, "the Prefect server did not start")
+        started = PrefectServer(env, url)
+        limit = started.run("prefect", "gcl", "create", "gpu", "--limit", "1")
+        assert limit.returncode == 0, limit.stderr
+        yield started
+    finally:
+        server.terminate()
+        server.wait(30)
+        log.close()
+
+
+def wait_for(condition: Any, seconds: float, message: str) -> None:
+    """Poll until `condition()` holds; a server that is not there yet is no failure."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            if condition():
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.3)
+    raise AssertionError(message)
+
+
+@dataclass
+class Bench:
+    """One deployment's folder: its data, store and cache, and a way to run the flow there."""
+
+    server: PrefectServer
+    folder: Path
+
+    def overrides(self, *more: str) -> list[str]:
+        places = [
+            f"data.files=[{self.folder}/data/*.json]",
+            f"store.root={self.folder}/store",
+            f"runtime.hub_cache={self.folder}/hub",
+        ]
+        return [*QUICK, *places, *more]
+
+    def flow(self, *more: str, config: str = "deployments/demo.yaml") -> subprocess.CompletedProcess[str]:
+        """`python -m flows.finetune --json` with the quick settings."""
+        changes = [part for override in self.overrides(*more) for part in ("--set", override)]
+        return self.server.run("flows.finetune", "--config", config, "--json", *changes)
+
+    def states(self, *more: str) -> dict[str, str]:
+        """Stage name to `cached` or `run` of one whole run."""
+        done = self.flow(*more)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+        outcome = json.loads(done.stdout.splitlines()[-1])
+        return {s["stage"]: "cached" if s["cached"] else "run" for s in outcome["stages"]}
+
+
+@pytest.fixture(scope="module")
+def bench(prefect_server: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    folder = tmp_path_factory.mktemp("bench")
+    shutil.copytree(ROOT / "data" / "sample", folder / "data")
+    return Bench(prefect_server, folder)

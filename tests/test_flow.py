@@ -1,0 +1,138 @@
+"""The whole flow on a real Prefect server: what runs again, and what does not."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Bench
+
+pytestmark = pytest.mark.slow
+
+STAGES = ["fetch tokenizer", "fetch everything", "validate", "encode", "train", "evaluate"]
+
+
+@pytest.fixture(scope="module")
+def trained(bench: Bench) -> Bench:
+    """A bench on which everything has run once."""
+    assert bench.states() == dict.fromkeys(STAGES, "run")
+    return bench
+
+
+def test_a_second_run_is_cached_whole_and_imports_nothing_heavy(trained: Bench, tmp_path: Path) -> None:
+    """Every process of the run writes what it imported when it ends."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, os, sys\n"
+        f"atexit.register(lambda: open({str(tmp_path)!r} + f'/{{os.getpid()}}.modules', 'w').write('\\n'.join(sys.modules)))\n"
+    )
+    trained.server.env["PYTHONPATH"] = str(tmp_path)
+    try:
+        assert trained.states() == dict.fromkeys(STAGES, "cached")
+    finally:
+        del trained.server.env["PYTHONPATH"]
+    imported = {name for path in tmp_path.glob("*.modules") for name in path.read_text().split()}
+    assert "prefect" in imported
+    assert not imported & {"torch", "great_expectations", "transformers", "deepspeed", "datasets"}
+
+
+def test_touching_a_data_file_runs_nothing(trained: Bench) -> None:
+    for path in (trained.folder / "data").glob("*.json"):
+        os.utime(path, ns=(1, 1))
+    assert set(trained.states().values()) == {"cached"}
+
+
+def test_a_worker_count_runs_nothing(trained: Bench) -> None:
+    changes = ["runtime.encode_workers=2", "runtime.evaluate_rows=2", "runtime.train_deadline_s=5000"]
+    assert set(trained.states(*changes).values()) == {"cached"}
+
+
+@pytest.mark.parametrize("stage", ["validate", "encode", "train", "evaluate"])
+@pytest.mark.parametrize("harm", ["deleted", "damaged"])
+def test_a_lost_artifact_runs_that_stage_alone(trained: Bench, stage: str, harm: str) -> None:
+    """The artifact that comes back is the same, so what follows stays cached."""
+    (sealed,) = [p for p in (trained.folder / "store" / stage).iterdir() if not p.name.startswith(".")]
+    largest = max(
+        (p for p in sealed.rglob("*") if p.is_file() and "aside" not in p.parts), key=lambda p: p.stat().st_size
+    )
+    if harm == "deleted":
+        largest.unlink()
+    else:
+        content = bytearray(largest.read_bytes())
+        content[len(content) // 2] ^= 1
+        largest.write_bytes(content)
+    assert trained.states() == {**dict.fromkeys(STAGES, "cached"), stage: "run"}
+
+
+def test_a_damaged_blob_in_the_cache_runs_fetch_alone(trained: Bench) -> None:
+    blobs = list((trained.folder / "hub").glob("models--*/blobs/*"))
+    blob = max((b for b in blobs if b.is_file()), key=lambda b: b.stat().st_size)
+    content = bytearray(blob.read_bytes())
+    content[len(content) // 2] ^= 1
+    blob.write_bytes(content)
+    assert trained.states() == {**dict.fromkeys(STAGES, "cached"), "fetch everything": "run"}
+
+
+def test_another_learning_rate_runs_train_and_what_follows(trained: Bench) -> None:
+    assert trained.states("train.learning_rate=1e-3") == {
+        **dict.fromkeys(STAGES, "cached"), "train": "run", "evaluate": "run",
+    }  # fmt: skip
+
+
+def test_one_byte_of_one_data_file_runs_validate_and_what_follows_but_not_fetch(trained: Bench) -> None:
+    path = next((trained.folder / "data").glob("*.json"))
+    before = path.read_bytes()
+    path.write_bytes(before.replace(b"the", b"thy", 1))
+    try:
+        states = trained.states()
+    finally:
+        path.write_bytes(before)
+    assert states == {**dict.fromkeys(STAGES, "run"), "fetch tokenizer": "cached", "fetch everything": "cached"}
+    assert set(trained.states().values()) == {"cached"}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("base.revision=nowhere", "nowhere"),
+        ("base.repo_id=owner/absent", "owner/absent"),
+        ("train.device=cuda", "asks for 2 GPUs"),
+        ("train.learnig_rate=1", "did you mean learning_rate?"),
+        ("data.files=[absent/*.json]", "absent/*.json"),
+        ("train.lora.target_modules=[nothing_proj]", "nothing_proj match no weight"),
+    ],
+)
+def test_a_failed_precondition_is_one_sentence_and_exit_code_2(bench: Bench, change: str, sentence: str) -> None:
+    done = bench.flow(change)
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert sentence in last
+    assert not (bench.folder / "store" / "train").exists() or "train" not in done.stdout
+
+
+def test_empty_data_is_one_sentence_and_exit_code_2(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "empty.json").write_text("[]")
+    done = bench.flow(f"data.files=[{tmp_path}/empty.json]")
+    assert done.returncode == 2
+    assert "BadData" in done.stderr.strip().splitlines()[-1]
+
+
+def test_the_report_names_figures_and_stands_alone(trained: Bench) -> None:
+    done = trained.flow()
+    page = Path(json.loads(done.stdout.splitlines()[-1])["page"])
+    text = page.read_text()
+    assert "QWK" in text
+    assert "http://" not in text.replace("http://www.w3.org", "")
+    assert 'src="https:' not in text
+
+
+def test_the_flow_leaves_no_process_behind(trained: Bench) -> None:
+    """Whatever a run started carries its store's path or has ended."""
+    trained.states()
+    mine = str(os.getpid())
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = entry.read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        assert str(trained.folder) not in command or entry.parent.name == mine, command
