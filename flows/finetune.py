@@ -55,7 +55,16 @@ def finetune(config: str = "deployments/demo.yaml", overrides: list[str] | None 
         evaluation = evaluate(run, snapshot, adapter, encoded)
         verdict = gate(run, adapter, evaluation, encoded)
         merged = merge(run, snapshot, adapter) if run.merge.enabled and verdict.promoted else None
-        return report(run, base, plan, tokenizer, snapshot, records, encoded, adapter, evaluation, verdict, merged)
+        return report(
+            run,
+            plan,
+            verdict,
+            fetched=(tokenizer, snapshot),
+            prepared=(records, encoded),
+            adapter=adapter,
+            evaluation=evaluation,
+            merged=merged,
+        )
 
 
 @contextlib.contextmanager

@@ -117,9 +117,9 @@ def _print(arguments: argparse.Namespace, value: Frozen, more: dict[str, Any] | 
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    from gradelora.hardware import preset, this_machine
     from gradelora.hub import HubClient
     from gradelora.preflight import check, make_plan
-    from gradelora.preflight.hardware import preset, this_machine
     from gradelora.preflight.table import print_plan
     from gradelora.records import collect_data_files
     from gradelora.resolve import resolve

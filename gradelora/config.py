@@ -42,6 +42,9 @@ class SplitConfig(Frozen):
     validation_share: float = Field(0.1, ge=0, lt=0.5, description="of the seen questions' answers: checkpoint choice")
     unseen_answers_share: float = Field(0.2, gt=0, lt=0.5, description="of the seen questions' answers: the gate")
     unseen_questions_share: float = Field(0.0, ge=0, lt=0.5, description="of the questions, with all their answers")
+    validation_files: tuple[str, ...] = Field((), description="globs of data file names; instead of the share")
+    unseen_answers_files: tuple[str, ...] = Field((), description="globs of data file names; instead of the share")
+    unseen_questions_files: tuple[str, ...] = Field((), description="globs of data file names; instead of the share")
 
 
 class ValidateConfig(Frozen):
@@ -50,6 +53,7 @@ class ValidateConfig(Frozen):
     max_quarantined_share: float = Field(0.05, ge=0, le=1, description="of all items; more blocks the run")
     max_file_bytes: int = Field(2**31, gt=0, description="a larger file is refused before it is read")
     complete_alignment: bool = Field(False, description="items must add up to the record's score")
+    long_answer_chars: int = Field(4000, gt=0, description="a longer answer is warned of: about 1,000 tokens")
     split: SplitConfig = SplitConfig()
 
 
@@ -168,6 +172,11 @@ class Runtime(Frozen):
     hub_cache: Path | None = Field(None, description="default: HF_HUB_CACHE, then HF_HOME/hub")
     hub_timeout_s: float = Field(30, gt=0)
     hub_retries: int = Field(5, ge=0)
+    fetch_engine: Literal["auto", "hf_transfer", "http", "stock"] = Field(
+        "auto", description="auto: hf_transfer for large files where the cache's file system has holes, else http"
+    )
+    fetch_connections: int = Field(8, ge=1, le=64, description="of hf_transfer and http; hosts cap each one")
+    fetch_stall_s: float = Field(30, gt=0, description="a connection that brings nothing for so long is replaced")
     encode_workers: int = Field(1, ge=1)
     dataloader_workers: int = Field(0, ge=0)
     evaluate_rows: int = Field(4, ge=1, description="rows a forward pass; memory, not results")

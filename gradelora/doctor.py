@@ -12,9 +12,9 @@ import httpx
 from gradelora.artifacts import Frozen
 from gradelora.config import Runtime
 from gradelora.errors import GradeloraError
+from gradelora.hardware import this_machine, tool_path
 from gradelora.hub import HubClient
 from gradelora.preflight.disk import nearest_existing
-from gradelora.preflight.hardware import this_machine
 
 PACKAGES = (
     "torch",
@@ -63,8 +63,7 @@ def _packages() -> Iterator[Finding]:
 
 
 def _tool(name: str, remedy: str) -> Finding:
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    found = shutil.which(name, path=path)
+    found = shutil.which(name, path=tool_path())
     return Finding(check=name, ok=found is not None, found=found or "not on PATH", remedy=remedy)
 
 

@@ -82,6 +82,10 @@ class KeyMismatch(GradeloraError):
     """A checkpoint and the model built for it differ in their keys."""
 
 
+class LossMisplaced(GradeloraError):
+    """The batch that training would see puts loss elsewhere than on the targets."""
+
+
 class TargetTooLong(GradeloraError):
     """Header and target alone do not fit into max_length."""
 

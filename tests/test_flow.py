@@ -23,8 +23,9 @@ def trained(bench: Bench) -> Bench:
 def test_a_second_run_is_cached_whole_and_imports_nothing_heavy(trained: Bench, tmp_path: Path) -> None:
     """Every process of the run writes what it imported when it ends."""
     (tmp_path / "sitecustomize.py").write_text(
-        "import atexit, os, sys\n"
-        f"atexit.register(lambda: open({str(tmp_path)!r} + f'/{{os.getpid()}}.modules', 'w').write('\\n'.join(sys.modules)))\n"
+        "import atexit, os, pathlib, sys\n"
+        f"note = pathlib.Path({str(tmp_path)!r}) / f'{{os.getpid()}}.modules'\n"
+        "atexit.register(lambda: note.write_text('\\n'.join(sys.modules)))\n"
     )
     trained.server.env["PYTHONPATH"] = str(tmp_path)
     try:

@@ -7,9 +7,9 @@ import pytest
 from gradelora.artifacts import DataFiles, FileEntry
 from gradelora.config import LoraSettings, RunConfig, load_config
 from gradelora.errors import BadConfig, MissingTool, NotEnoughDisk, NotEnoughGpus, NotEnoughMemory, UnsupportedModel
+from gradelora.hardware import Hardware, preset, this_machine
 from gradelora.preflight import Plan, check, make_plan, preflight
 from gradelora.preflight import disk as disk_module
-from gradelora.preflight.hardware import Hardware, preset, this_machine
 from gradelora.preflight.size import size_of
 from tests.described import gpt_oss
 
@@ -112,7 +112,7 @@ def test_packed_needs_mxfp4_weights(tmp_path: Path) -> None:
 
 def test_a_missing_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(MissingTool, match=r"g\+\+ is not on PATH"):
+    with pytest.raises(MissingTool, match=r"g\+\+ not on PATH"):
         preflight(config(tmp_path), gpt_oss(), DATA, tmp_path)
 
 

@@ -3,16 +3,13 @@
 Never cached: a measurement of this machine now is no artifact.
 """
 
-import os
-import shutil
-import sys
 from pathlib import Path
 
 from gradelora.artifacts import BaseModel, DataFiles, Frozen
 from gradelora.config import RunConfig
 from gradelora.errors import MissingTool, NotEnoughDisk, NotEnoughGpus, NotEnoughMemory, UnsupportedModel
+from gradelora.hardware import Hardware, missing_tools, this_machine
 from gradelora.preflight.disk import DiskPlan, plan_disk
-from gradelora.preflight.hardware import Hardware, this_machine
 from gradelora.preflight.memory import MemoryPlan, plan_memory
 from gradelora.preflight.size import ModelSize, size_of
 
@@ -94,10 +91,8 @@ def _alternatives(config: RunConfig, size: ModelSize, hardware: Hardware) -> tup
 
 
 def _check_tools(config: RunConfig) -> None:
-    """DeepSpeed compiles on first use: it needs ninja and a C++ compiler."""
-    if config.train.parallel == "layers":
-        return
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    for tool, remedy in (("ninja", "pip install ninja"), ("g++", "apt-get install g++")):
-        if shutil.which(tool, path=path) is None:
-            raise MissingTool(f"{tool} is not on PATH and DeepSpeed compiles with it; {remedy}")
+    """DeepSpeed compiles on first use."""
+    missing = missing_tools()
+    if missing and config.train.parallel != "layers":
+        remedy = "pip install ninja, apt-get install g++"
+        raise MissingTool(f"{' and '.join(missing)} not on PATH, and DeepSpeed compiles with them; {remedy}")

@@ -7,7 +7,7 @@ Korthikanti et al. 2022 (arXiv 2205.05198), section 4, with eager attention's sc
 
 from gradelora.artifacts import Frozen
 from gradelora.config import TrainConfig
-from gradelora.preflight.hardware import Hardware
+from gradelora.hardware import Hardware
 from gradelora.preflight.size import ModelSize
 
 GB = 1e9

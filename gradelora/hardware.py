@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from gradelora.artifacts import Frozen
@@ -38,12 +39,26 @@ def preset(name: str) -> Hardware:
     return PRESETS[name]
 
 
-def this_machine() -> Hardware:
-    """The machine that this runs on; a GPU that CUDA_VISIBLE_DEVICES hides does not count."""
+def gpu_bytes() -> list[int]:
+    """Memory of each GPU; one that CUDA_VISIBLE_DEVICES hides does not count."""
     sizes = _gpu_bytes()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        sizes = sizes[: len([v for v in visible.split(",") if v.strip()])]
+    return sizes if visible is None else sizes[: len([v for v in visible.split(",") if v.strip()])]
+
+
+def missing_tools() -> list[str]:
+    """What DeepSpeed compiles its operators with and is not on PATH."""
+    return [tool for tool in ("ninja", "g++") if shutil.which(tool, path=tool_path()) is None]
+
+
+def tool_path() -> str:
+    """PATH with this interpreter's own folder first: torchrun and ninja lie there."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+
+
+def this_machine() -> Hardware:
+    """The machine that this runs on."""
+    sizes = gpu_bytes()
     return Hardware(
         name="this machine",
         gpus=len(sizes),

@@ -1,0 +1,145 @@
+"""The champion of a deployment: which adapter is in use, how it came to be, and the way back.
+
+`<store root>/champions/<name>.json` keeps every promotion and every step back.  It is replaced
+as a whole, so a reader sees the old state or the new one, and locked while it is changed.
+"""
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from gradelora.artifacts import Adapter, EvalReport, Frozen
+from gradelora.errors import BadConfig, Damaged
+from gradelora.store import fsync
+
+FOLDER = "champions"
+
+
+class Champion(Frozen):
+    """One promotion: the adapter, the evaluation that it passed, and who was champion before.
+
+    `previous` is a place in Champions.promotions, None for the base.  `promoted` is UTC.
+    """
+
+    adapter: Adapter
+    report: EvalReport
+    data_digest: str
+    reason: str
+    promoted: str
+    previous: int | None
+
+
+class Event(Frozen):
+    """One change of champion; `champion` is the place of the new one, None for the base."""
+
+    what: Literal["promoted", "rolled back"]
+    champion: int | None
+    when: str
+
+
+class Champions(Frozen):
+    """Everything that one deployment's file says."""
+
+    current: int | None = None
+    promotions: tuple[Champion, ...] = ()
+    log: tuple[Event, ...] = ()
+
+    @property
+    def champion(self) -> Champion | None:
+        """The one in use; None means the base."""
+        return None if self.current is None else self.promotions[self.current]
+
+
+def read_champions(root: Path, name: str) -> Champions:
+    """Of the deployment `name`; empty where nothing was ever promoted.  Raises Damaged."""
+    file = _file(root, name)
+    try:
+        return Champions.model_validate_json(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Champions()
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise Damaged(
+            f"{file}: is no record of champions; restore it from a backup, or remove it to begin anew"
+        ) from error
+
+
+def champion_of(root: Path, name: str) -> Champion | None:
+    """The champion in use; None means the base."""
+    return read_champions(root, name).champion
+
+
+def promote(root: Path, name: str, *, adapter: Adapter, report: EvalReport, data_digest: str, reason: str) -> Champion:
+    """Make `adapter` the champion; nothing changes where it is the champion already."""
+    with _held(root, name):
+        before = read_champions(root, name)
+        if before.champion is not None and before.champion.adapter.digest == adapter.digest:
+            return before.champion
+        now = _now()
+        champion = Champion(
+            adapter=adapter,
+            report=report,
+            data_digest=data_digest,
+            reason=reason,
+            promoted=now,
+            previous=before.current,
+        )
+        place = len(before.promotions)
+        after = Champions(
+            current=place,
+            promotions=(*before.promotions, champion),
+            log=(*before.log, Event(what="promoted", champion=place, when=now)),
+        )
+        _write(_file(root, name), after)
+    return champion
+
+
+def rollback(root: Path, name: str) -> Champion | None:
+    """Go back to who was champion before the present one; None means the base.
+
+    Raises BadConfig where the base is in use already.
+    """
+    with _held(root, name):
+        before = read_champions(root, name)
+        if before.champion is None:
+            raise BadConfig(f"{name}: the base is in use, there is no champion to roll back; see {_file(root, name)}")
+        place = before.champion.previous
+        event = Event(what="rolled back", champion=place, when=_now())
+        after = Champions(current=place, promotions=before.promotions, log=(*before.log, event))
+        _write(_file(root, name), after)
+    return after.champion
+
+
+def _file(root: Path, name: str) -> Path:
+    if not name or Path(name).name != name:
+        raise BadConfig(f"{name!r} is no deployment's name; give the name of the run configuration")
+    return root / FOLDER / f"{name}.json"
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+@contextlib.contextmanager
+def _held(root: Path, name: str) -> Iterator[None]:
+    """One change at a time; the kernel frees the lock when its holder dies."""
+    file = _file(root, name)
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with file.with_name(f".{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _write(file: Path, champions: Champions) -> None:
+    part = file.with_suffix(".part")
+    with part.open("w", encoding="utf-8") as sink:
+        sink.write(champions.model_dump_json(indent=1) + "\n")
+        sink.flush()
+        os.fsync(sink.fileno())
+    part.replace(file)
+    fsync(file.parent)

@@ -1,0 +1,70 @@
+"""Draw the page and tell the UI; never cached, so that a cached run shows its figures, too."""
+
+import time
+from typing import Any
+
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+from gradelora import __version__
+from gradelora.artifacts import Adapter, EvalReport, MergedModel, ModelSnapshot, ValidatedRecords
+from gradelora.config import RunConfig
+from gradelora.gate import Verdict
+from gradelora.outcome import Outcome, agreement, agreement_title
+from gradelora.preflight import Plan
+from gradelora.report import ReportInput, stage_row, write_card, write_report
+from gradelora.store import Obtained, Store
+from tasks.stage import stage_task
+
+
+@stage_task()
+def report(
+    run: RunConfig,
+    plan: Plan,
+    verdict: Verdict,
+    *,
+    fetched: tuple[Obtained[ModelSnapshot], Obtained[ModelSnapshot]],
+    prepared: tuple[Obtained[ValidatedRecords], Obtained[Any]],
+    adapter: Obtained[Adapter],
+    evaluation: Obtained[EvalReport],
+    merged: Obtained[MergedModel] | None,
+) -> Outcome:
+    """One HTML page and a model card in the store, two tables in the UI."""
+    done = [*fetched, *prepared, adapter, evaluation, *([merged] if merged else [])]
+    given = ReportInput(
+        run=run,
+        made_at=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        code_version=__version__,
+        stages=tuple(stage_row(o) for o in done),
+        plan=plan,
+        snapshot=fetched[1].artifact,
+        records=prepared[0].artifact,
+        adapter=adapter.artifact,
+        evaluation=evaluation.artifact,
+        verdict=verdict,
+        merged=merged.artifact if merged else None,
+    )
+    folder = Store(run.store.root).root / "reports" / f"{run.name}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+    write_card(given, folder)
+    outcome = Outcome(
+        name=run.name,
+        stages=given.stages,
+        evaluation=evaluation.artifact,
+        verdict=verdict,
+        adapter=adapter.artifact.path,
+        merged=merged.artifact.path if merged else None,
+        page=write_report(given, folder),
+    )
+    _publish(outcome)
+    return outcome
+
+
+def _publish(outcome: Outcome) -> None:
+    """Figures alone: no student text leaves the page's own settings."""
+    rows = [{"stage": r.stage, "state": "cached" if r.cached else "run", "seconds": r.seconds} for r in outcome.stages]
+    create_table_artifact(
+        rows, key=f"{outcome.name}-stages", description="What was taken from the store, what was done"
+    )
+    lines = [f"# {agreement_title(outcome)}", "", "| | QWK |", "|---|---|"]
+    lines += [f"| {name} | {figure} |" for name, figure in agreement(outcome)]
+    lines += ["", outcome.verdict.reason, "", f"Report: `{outcome.page}`", "", f"Adapter: `{outcome.adapter}`"]
+    create_markdown_artifact("\n".join(lines), key=f"{outcome.name}-agreement", description="Agreement with the raters")
