@@ -33,7 +33,7 @@ def test_another_config_has_another_key(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert not obtain(store, "a").cached
     assert not obtain(store, "b").cached
-    assert len(list(store.receipts())) == 2
+    assert len(list(store.folders())) == 2
 
 
 def test_a_bumped_version_has_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +99,7 @@ def test_a_failed_build_leaves_nothing_sealed(tmp_path: Path) -> None:
     store = Store(tmp_path)
     with pytest.raises(Exception, match="add answers"):
         store.obtain(toy.toy, ToyConfig(behaviour="refuse"), runtime=RUNTIME, run=child.here)
-    assert list(store.receipts()) == []
+    assert list(store.folders()) == []
     assert store.find(toy.toy, ToyConfig(behaviour="refuse")) is None
 
 

@@ -1,0 +1,185 @@
+"""Scores for answers, side by side: generate, one row a candidate, shared prefix with a trie of candidates.
+
+    python bench/bench_evaluate.py [--rounds 3] [--answers 12]
+    python bench/bench_evaluate.py --simulate [--runs 1000]
+
+The tiny gpt-oss of the demo, pretrained to follow the format, on the sample data; one thread.
+generate is given its best: prompts sorted by length, batched, padded on the left.  The arms take
+turns; a figure is items per CPU-second, median of the rounds, and every arm's decisions are
+compared with those of one row a candidate.  `--simulate` prints how often the gate promotes
+simulated adapters that are no better than the base, and such as are.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+ROOT = Path(__file__).resolve().parents[1]
+BATCH = 16
+Decisions = list[float | None]
+
+
+def sample(layout: Any, answers: int) -> tuple[list[Any], dict[str, Any]]:
+    """Prompts of up to `answers` answers to every question of the sample, and the candidates."""
+    from gradelora.encode.candidates import grid
+    from gradelora.evaluate.candidates import Candidates
+    from gradelora.evaluate.likelihood import Prompt
+
+    by_question: dict[str, list[Any]] = {}
+    candidates = {}
+    for path in sorted((ROOT / "data" / "sample").glob("*.json")):
+        for record in json.loads(path.read_text()):
+            for item in record["rubric_alignment"]:
+                key = item["question"]
+                prefix = layout.prefix(item["question"], item.get("rubric"), item["max_score"])
+                ids = (*prefix, *layout.answer(item["answer"]), *layout.closing)
+                by_question.setdefault(key, []).append(Prompt(ids, len(prefix), key))
+                scores = grid(item["max_score"], 0.5, set())
+                targets = tuple(tuple(layout.candidate(s)) for s in scores)
+                candidates[key] = Candidates(
+                    max_score=item["max_score"], step=0.5, scores=tuple(scores), targets=targets
+                )
+    # Different answers alone: scoring computes equal ones once, which generate could do as well.
+    return [p for found in by_question.values() for p in list(dict.fromkeys(found))[:answers]], candidates
+
+
+def batches(rows: Sequence[tuple[int, ...]]) -> list[list[int]]:
+    """Indices of rows sorted by length, BATCH at a time."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    return [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
+
+
+def padded(rows: Sequence[tuple[int, ...]], pad_id: int, side: str) -> Any:
+    """input_ids and attention_mask [B, L]."""
+    import torch
+
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), longest), pad_id)
+    mask = torch.zeros((len(rows), longest), dtype=torch.long)
+    for i, row in enumerate(rows):
+        where = slice(longest - len(row), None) if side == "left" else slice(0, len(row))
+        ids[i, where], mask[i, where] = torch.tensor(row), 1
+    return ids, mask
+
+
+def by_generate(model: Any, prompts: list[Any], candidates: dict[str, Any], layout: Any) -> Decisions:
+    """Greedy generation, read back as a score; None where it is none."""
+    import torch
+
+    end = layout.target_closing[-1]
+    longest = max(len(t) for c in candidates.values() for t in c.targets)
+    found: Decisions = [None] * len(prompts)
+    for chosen in batches([p.ids for p in prompts]):
+        ids, mask = padded([prompts[i].ids for i in chosen], layout.pad_token_id, "left")
+        with torch.inference_mode():
+            written = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=longest,
+                do_sample=False,
+                use_cache=True,
+                eos_token_id=end,
+                pad_token_id=layout.pad_token_id,
+            )
+        for i, row in zip(chosen, written[:, ids.shape[1] :].tolist(), strict=True):
+            target = tuple(row[: row.index(end) + 1]) if end in row else tuple(row)
+            known = candidates[prompts[i].question_key]
+            if target in known.targets:
+                found[i] = known.scores[known.targets.index(target)]
+    return found
+
+
+def by_rows(model: Any, prompts: list[Any], candidates: dict[str, Any], layout: Any) -> Decisions:
+    """Every candidate of every answer in a row of its own; logits at the target alone."""
+    import torch
+
+    rows = [(i, p.ids, t) for i, p in enumerate(prompts) for t in candidates[p.question_key].targets]
+    logs: dict[int, list[tuple[int, float]]] = {}
+    for chosen in batches([ids + target for _, ids, target in rows]):
+        ids, mask = padded([rows[r][1] + rows[r][2] for r in chosen], layout.pad_token_id, "right")
+        keep = torch.zeros(ids.shape, dtype=torch.bool)
+        for b, r in enumerate(chosen):
+            keep[b, len(rows[r][1]) - 1 : len(rows[r][1]) + len(rows[r][2]) - 1] = True
+        with torch.inference_mode():
+            out = model(input_ids=ids, attention_mask=mask, logits_to_keep=keep, use_cache=False).logits.log_softmax(-1)
+        at = 0
+        for r in chosen:
+            target = rows[r][2]
+            value = out[range(at, at + len(target)), list(target)].sum().item()
+            logs.setdefault(rows[r][0], []).append((r, value))
+            at += len(target)
+    found: Decisions = []
+    for i, prompt in enumerate(prompts):
+        values = [value for _, value in sorted(logs[i])]
+        found.append(candidates[prompt.question_key].scores[values.index(max(values))])
+    return found
+
+
+def by_tree(model: Any, prompts: list[Any], candidates: dict[str, Any], layout: Any) -> Decisions:
+    """The evaluate stage's way."""
+    from gradelora.evaluate.likelihood import score_prompts
+    from gradelora.evaluate.predictions import opinion
+
+    scored = score_prompts(model, prompts, candidates, pad_id=layout.pad_token_id, rows_per_pass=4)
+    return [opinion(candidates[p.question_key], s).score for p, s in zip(prompts, scored, strict=True)]
+
+
+ARMS: dict[str, Callable[..., Decisions]] = {
+    "generate, sorted and batched": by_generate,
+    "one row a candidate": by_rows,
+    "shared prefix, candidate trie": by_tree,
+}
+
+
+def compare(rounds: int, answers: int) -> None:
+    """Print the table."""
+    from gradelora.model.load import load_base
+    from gradelora.prompt import load_layout
+    from gradelora.sandbox.tiny_gpt_oss import ENCODING, build
+
+    folder = build(ROOT / ".cache" / "bench" / "tiny-gpt-oss")
+    layout = load_layout(folder, ENCODING)
+    model = load_base(folder, weights="bf16", precision="fp32", device="cpu")
+    prompts, candidates = sample(layout, answers)
+    tokens = sum(len(p.ids) for p in prompts) / len(prompts)
+    print(f"{len(prompts)} answers to {len(candidates)} questions, {tokens:.0f} tokens a prompt, half points, fp32")
+    seconds: dict[str, list[float]] = {name: [] for name in ARMS}
+    decided: dict[str, Decisions] = {}
+    for turn in range(rounds):
+        for name in (list(ARMS), list(ARMS)[::-1])[turn % 2]:
+            started = time.process_time()
+            decided[name] = ARMS[name](model, prompts, candidates, layout)
+            seconds[name].append(time.process_time() - started)
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    slowest = median["generate, sorted and batched"]
+    truth = decided["one row a candidate"]
+    print(f"{'':32} {'items/CPU-s':>11} {'ratio':>6} {'same decision':>13} {'no score':>8}")
+    for name, value in median.items():
+        same = sum(a == b for a, b in zip(decided[name], truth, strict=True))
+        none = sum(d is None for d in decided[name])
+        print(f"{name:32} {len(prompts) / value:>11.1f} {slowest / value:>5.1f}x {same:>6} of {len(truth)} {none:>8}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--answers", type=int, default=12, help="answers a question")
+    parser.add_argument("--simulate", action="store_true", help="simulated evaluations instead")
+    parser.add_argument("--runs", type=int, default=1000, help="simulated evaluations a line")
+    arguments = parser.parse_args()
+    if arguments.simulate:
+        import simulate_gate
+
+        simulate_gate.main(arguments.runs)
+    else:
+        compare(arguments.rounds, arguments.answers)
+
+
+if __name__ == "__main__":
+    main()

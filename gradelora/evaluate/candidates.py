@@ -1,0 +1,34 @@
+"""The allowed scores of a question, and what a model says about them."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from gradelora.artifacts import Frozen
+
+
+class Candidates(Frozen):
+    """The allowed scores of a question, ascending, and the ids of each as a whole target."""
+
+    max_score: float
+    step: float
+    scores: tuple[float, ...]
+    targets: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Likelihoods:
+    """One item: the log-probability of each candidate, rounded, and what greedy decoding would say.
+
+    `greedy` is the candidate that always choosing the likeliest token of the whole vocabulary
+    would spell, None where it would spell no allowed score.
+    """
+
+    log_probabilities: tuple[float, ...]
+    greedy: int | None
+
+
+def read_candidates(folder: Path) -> dict[str, Candidates]:
+    """`candidates.json` of an EncodedDataset, by question_key."""
+    read = json.loads((folder / "candidates.json").read_text(encoding="utf-8"))
+    return {key: Candidates.model_validate(value) for key, value in read.items()}

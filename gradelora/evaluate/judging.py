@@ -1,0 +1,127 @@
+"""Held-out items of an EncodedDataset, judged by base and adapter in one load."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gradelora.artifacts import EncodedDataset, Split
+from gradelora.evaluate.candidates import Candidates, Likelihoods, read_candidates
+from gradelora.evaluate.likelihood import Prompt, score_prompts
+from gradelora.evaluate.predictions import Prediction, named, opinion
+from gradelora.evaluate.sections import Learned, learn
+
+PROGRESS_EVERY_S = 5.0
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One item: ids[L] up to where its target starts, and what its raters said."""
+
+    item_id: str
+    record_id: str
+    question_key: str
+    split: Split
+    group: str | None
+    score: float
+    max_score: float
+    rater2_score: float | None
+    ids: tuple[int, ...]
+    prefix_length: int
+
+
+def read_held_out(data: EncodedDataset, splits: Sequence[Split]) -> list[HeldOut]:
+    """The items of `splits`, in the order of splits and rows."""
+    import datasets
+
+    found = []
+    for split in splits:
+        if not getattr(data.splits, split):
+            continue
+        for row in datasets.load_from_disk(str(data.path / split)):
+            found.append(
+                HeldOut(
+                    item_id=row["item_id"],
+                    record_id=row["record_id"],
+                    question_key=row["question_key"],
+                    split=split,
+                    group=row["group"],
+                    score=row["score"],
+                    max_score=row["max_score"],
+                    rater2_score=row["rater2_score"],
+                    ids=tuple(row["input_ids"][: row["prompt_length"]]),
+                    prefix_length=row["prefix_length"],
+                )
+            )
+    return found
+
+
+def read_learned(data: EncodedDataset) -> dict[str, Learned]:
+    """What the train split says by question, for the baselines that need no model."""
+    import datasets
+
+    if not data.splits.train:
+        return {}
+    columns = ["question_key", "prefix_length", "prompt_length", "score"]
+    by_question: dict[str, tuple[list[int], list[float]]] = {}
+    for row in datasets.load_from_disk(str(data.path / "train")).select_columns(columns):
+        lengths, scores = by_question.setdefault(row["question_key"], ([], []))
+        lengths.append(row["prompt_length"] - row["prefix_length"])
+        scores.append(row["score"])
+    return {key: learn(lengths, scores) for key, (lengths, scores) in by_question.items()}
+
+
+def judge_items(
+    model: Any, items: Sequence[HeldOut], data: EncodedDataset, *, rows_per_pass: int, say: Callable[[str], None]
+) -> list[Prediction]:
+    """Predictions in the order of `items`; `model` is a PeftModel, its base is asked with the adapter off."""
+    candidates = read_candidates(data.path)
+    prompts = [Prompt(item.ids, item.prefix_length, item.question_key) for item in items]
+
+    def ask(name: str) -> list[Likelihoods]:
+        return score_prompts(
+            model,
+            prompts,
+            candidates,
+            pad_id=data.pad_token_id,
+            rows_per_pass=rows_per_pass,
+            on_progress=Progress(name, say),
+        )
+
+    with model.disable_adapter():
+        base = ask("base")
+    adapted = ask("adapter")
+    return [_prediction(i, candidates[i.question_key], b, a) for i, b, a in zip(items, base, adapted, strict=True)]
+
+
+def _prediction(item: HeldOut, candidates: Candidates, base: Likelihoods, adapted: Likelihoods) -> Prediction:
+    return Prediction(
+        item_id=item.item_id,
+        record_id=item.record_id,
+        question_key=item.question_key,
+        split=item.split,
+        group=item.group,
+        score=item.score,
+        max_score=item.max_score,
+        rater2_score=item.rater2_score,
+        step=candidates.step,
+        scores=candidates.scores,
+        **named("base", opinion(candidates, base)),
+        **named("adapter", opinion(candidates, adapted)),
+    )
+
+
+class Progress:
+    """A line every few seconds and at the end."""
+
+    def __init__(self, name: str, say: Callable[[str], None]) -> None:
+        self.name, self.say = name, say
+        self.started = self.said = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        """After a forward pass."""
+        now = time.monotonic()
+        if done == total or now - self.said > PROGRESS_EVERY_S:
+            self.said = now
+            rate = done / max(now - self.started, 1e-9)
+            self.say(f"{self.name}: {done} of {total} different answers, {rate:.1f} a second")

@@ -1,0 +1,158 @@
+"""Scores by likelihood: every allowed score of an item as a whole answer, its end token included.
+
+The tokens that all answers to a question share go through the model once; their keys and values
+stay.  Behind them every answer is a row, and below an answer its candidates share what they have
+in common in a trie, so a token that several need is computed once:
+
+    prefix ─┬─ answer 1 ─┬─ "1" ── ".5"
+            │            └─ "2"
+            └─ answer 2 ─ ...
+
+The log-probability of a candidate is the sum over its tokens, each read where the token before
+it stands.  A candidate's last token is never fed: only its prediction is needed.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gradelora.evaluate.branches import Branch, forward, passes, prefix_cache
+from gradelora.evaluate.candidates import Candidates, Likelihoods
+from gradelora.model.tree import Masking, TokenTree
+
+# Positions whose logits are held in fp32 at once: 128 x 201,088 x 4 bytes is 103 MB.
+POSITIONS_AT_ONCE = 128
+# Batches of another shape move a log-probability in its last bits; a decision must not see them.
+DIGITS = 4
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """ids[L] up to where the target starts; the first `prefix_length` are the question's."""
+
+    ids: tuple[int, ...]
+    prefix_length: int
+    question_key: str
+
+
+@dataclass(frozen=True)
+class _Trie:
+    """Nodes below an answer: ids[N], parents[N] (-1 is the answer's last token), and for every
+    candidate the node (same numbering) at which each of its tokens is predicted."""
+
+    ids: tuple[int, ...]
+    parents: tuple[int, ...]
+    reads: tuple[tuple[int, ...], ...]
+
+
+def score_prompts(
+    model: Any,
+    prompts: Sequence[Prompt],
+    candidates: Mapping[str, Candidates],
+    *,
+    pad_id: int,
+    rows_per_pass: int,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Likelihoods]:
+    """The likelihoods of every prompt's candidates, in the order of `prompts`.
+
+    Prompts with the same ids are computed once.  `rows_per_pass` bounds memory and changes no
+    decision.  `on_progress(done, total)` counts different prompts.
+    """
+    unique = sorted({(p.question_key, p.ids, p.prefix_length) for p in prompts})
+    index = {key: i for i, key in enumerate(unique)}
+    distinct = [Prompt(ids, prefix_length, question_key) for question_key, ids, prefix_length in unique]
+    tries = {key: _trie(c.targets) for key, c in candidates.items()}
+    masking = Masking.of(model)
+    found: dict[int, Likelihoods] = {}
+    with torch.inference_mode():
+        for prefix, members in _by_prefix(distinct):
+            keys_values = prefix_cache(model, prefix)
+            branches = [_branch(i, distinct[i], len(prefix), tries) for i in members]
+            for batch in passes(branches, rows_per_pass):
+                logits_KV, where = forward(model, masking, prefix, keys_values, batch, pad_id)
+                found.update(_likelihoods(logits_KV, where, batch, distinct, candidates, tries))
+                on_progress(len(found), len(distinct))
+    return [found[index[(p.question_key, p.ids, p.prefix_length)]] for p in prompts]
+
+
+def _by_prefix(prompts: Sequence[Prompt]) -> list[tuple[tuple[int, ...], list[int]]]:
+    """Prompts by what they share; longest first: what does not fit into memory fails at once."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        # At least one token is left for the branch: its last one predicts.
+        shared = min(prompt.prefix_length, len(prompt.ids) - 1)
+        groups.setdefault(prompt.ids[:shared], []).append(i)
+    for members in groups.values():
+        members.sort(key=lambda i: len(prompts[i].ids), reverse=True)
+    return sorted(groups.items(), key=lambda group: len(prompts[group[1][0]].ids), reverse=True)
+
+
+def _branch(i: int, prompt: Prompt, prefix_length: int, tries: Mapping[str, _Trie]) -> Branch:
+    tree = TokenTree()
+    leaf = tree.extend(-1, prompt.ids[prefix_length:])
+    trie = tries[prompt.question_key]
+    for token, parent in zip(trie.ids, trie.parents, strict=True):
+        tree.extend(leaf + 1 + parent, [token])
+    return Branch(i, tree, leaf)
+
+
+def _trie(targets: Sequence[tuple[int, ...]]) -> _Trie:
+    nodes: dict[tuple[int, ...], int] = {(): -1}
+    parents = []
+    for target in targets:
+        for length in range(1, len(target)):
+            if target[:length] not in nodes:
+                parents.append(nodes[target[: length - 1]])
+                nodes[target[:length]] = len(nodes) - 1
+    reads = tuple(tuple(nodes[target[:length]] for length in range(len(target))) for target in targets)
+    return _Trie(tuple(path[-1] for path in list(nodes)[1:]), tuple(parents), reads)
+
+
+def _likelihoods(
+    logits_KV: torch.Tensor,
+    where: Sequence[Sequence[int]],
+    batch: Sequence[Branch],
+    prompts: Sequence[Prompt],
+    candidates: Mapping[str, Candidates],
+    tries: Mapping[str, _Trie],
+) -> dict[int, Likelihoods]:
+    """By prompt, the sums over each candidate's tokens."""
+    reads: list[int] = []
+    tokens: list[int] = []
+    for at, branch in zip(where, batch, strict=True):
+        for target, nodes in _predictions(prompts[branch.prompt], candidates, tries):
+            reads += [at[branch.leaf + 1 + node] for node in nodes]
+            tokens += target
+    values, likeliest = _read(logits_KV, reads, tokens)
+    found, start = {}, 0
+    for branch in batch:
+        sums, greedy = [], None
+        for c, (target, _) in enumerate(_predictions(prompts[branch.prompt], candidates, tries)):
+            end = start + len(target)
+            sums.append(round(sum(values[start:end]), DIGITS))
+            greedy = c if all(likeliest[start:end]) else greedy
+            start = end
+        found[branch.prompt] = Likelihoods(tuple(sums), greedy)
+    return found
+
+
+def _predictions(
+    prompt: Prompt, candidates: Mapping[str, Candidates], tries: Mapping[str, _Trie]
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """For every candidate its tokens, and the trie node at which each is predicted."""
+    return list(zip(candidates[prompt.question_key].targets, tries[prompt.question_key].reads, strict=True))
+
+
+def _read(logits_KV: torch.Tensor, reads: list[int], tokens: list[int]) -> tuple[list[float], list[bool]]:
+    """log p of `tokens[n]` at kept position `reads[n]`, and whether it is the likeliest there."""
+    normalizers, tops = [], []
+    for chunk in logits_KV.split(POSITIONS_AT_ONCE):
+        normalizers.append(chunk.float().logsumexp(-1))
+        tops.append(chunk.argmax(-1))
+    at = torch.tensor(reads, device=logits_KV.device)
+    ids = torch.tensor(tokens, device=logits_KV.device)
+    values = logits_KV[at, ids].float() - torch.cat(normalizers)[at]
+    return values.tolist(), (torch.cat(tops)[at] == ids).tolist()

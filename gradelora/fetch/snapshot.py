@@ -1,0 +1,115 @@
+"""One fetch from beginning to end: what is there, what is missing, get it, link it, verify it."""
+
+import contextlib
+import glob
+from collections.abc import Sequence
+
+from huggingface_hub import snapshot_download
+from tqdm import tqdm
+
+from gradelora.artifacts import BaseModel, ModelSnapshot, RemoteFile
+from gradelora.config import FetchConfig, Runtime
+from gradelora.fetch.engines import Download
+from gradelora.fetch.lease import lease
+from gradelora.fetch.progress import Progress, spell_bytes
+from gradelora.fetch.verify import Verifier
+from gradelora.hub import HubClient, RepoCache
+from gradelora.hub.names import is_small_file, refuse_escapes
+
+# Files at once: the stock client opens one connection a file.
+FILES_AT_ONCE = 8
+
+
+def bring(config: FetchConfig, base: BaseModel, runtime: Runtime) -> ModelSnapshot:
+    """See `gradelora.fetch.fetch`."""
+    client = HubClient(runtime)
+    cache = client.repo_cache(base.repo_id)
+    wanted = [f for f in base.remote_files if config.part == "everything" or is_small_file(f.name)]
+    refuse_escapes(base.repo_id, (f.name for f in wanted))
+    if client.offline:
+        return _finish(config, base, client, cache, Verifier(cache, base.commit), wanted)
+    with lease(cache):
+        return _bring(config, base, client, cache, wanted, runtime)
+
+
+def _bring(
+    config: FetchConfig,
+    base: BaseModel,
+    client: HubClient,
+    cache: RepoCache,
+    wanted: Sequence[RemoteFile],
+    runtime: Runtime,
+) -> ModelSnapshot:
+    """Get what is missing, then finish."""
+    _report_orphans(cache, base.remote_files)
+    verifier = Verifier(cache, base.commit)
+    verifier.drop_truncated(wanted)
+    missing = [f for f in wanted if not cache.holds(base.commit, f)]
+    total = sum(f.size for f in wanted)
+    print(
+        f"fetch: {base.repo_id} at {base.commit[:12]}: {len(wanted)} files, {spell_bytes(total)};"
+        f" {spell_bytes(sum(f.size for f in missing))} missing; cache {cache.folder}",
+        flush=True,
+    )
+    download = Download(client, cache, base.commit, runtime, missing)
+    with Progress(cache, wanted, download.done_bytes):
+        download.run(verifier)
+        return _finish(config, base, client, cache, verifier, wanted)
+
+
+def _finish(
+    config: FetchConfig,
+    base: BaseModel,
+    client: HubClient,
+    cache: RepoCache,
+    verifier: Verifier,
+    wanted: Sequence[RemoteFile],
+) -> ModelSnapshot:
+    """Link and verify."""
+    _link(client, base, wanted)
+    entries = verifier.verify(wanted)
+    if config.part == "everything":
+        # Read-only caches serve well enough by commit.
+        with contextlib.suppress(OSError):
+            cache.publish_refs(base.commit)
+    return ModelSnapshot(
+        path=cache.snapshot(base.commit), files=tuple(entries), repo_id=base.repo_id, commit=base.commit
+    )
+
+
+def _link(client: HubClient, base: BaseModel, wanted: Sequence[RemoteFile]) -> None:
+    """Stock snapshot_download: it fetches what is missing and links what is there."""
+
+    def download() -> None:
+        snapshot_download(
+            base.repo_id,
+            revision=base.commit,
+            cache_dir=client.cache,
+            endpoint=client.endpoint,
+            token=client.token,
+            etag_timeout=client.timeout_s,
+            # Names, not patterns: a bracket in one must not match another.
+            allow_patterns=[glob.escape(f.name) for f in wanted],
+            max_workers=FILES_AT_ONCE,
+            tqdm_class=_Silent,
+        )
+
+    client.call(f"{base.repo_id} at {base.commit[:12]}", download)
+
+
+def _report_orphans(cache: RepoCache, files: Sequence[RemoteFile]) -> None:
+    """Say what earlier downloads left behind that nothing will go on with."""
+    orphans = list(cache.orphans(files))
+    if orphans:
+        size = spell_bytes(sum(o.size for o in orphans))
+        print(f"fetch: {len(orphans)} orphaned parts of earlier downloads hold {size}; remove with:", flush=True)
+        for orphan in orphans:
+            print(f"  rm '{orphan.path}'", flush=True)
+
+
+class _Silent(tqdm):
+    """No bars: a log is read, not watched."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        kwargs.pop("name", None)
+        super().__init__(*args, **{**kwargs, "disable": True})

@@ -1,0 +1,184 @@
+"""One shard at a time: copy, rewrite the targeted ranges, read back, seal, remember.
+
+A shard is written under `<name>.part` and renamed when its bytes were read back and found
+right, so a shard under its own name is whole.  The journal holds the hashes of those: a run
+that was killed goes on behind them.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from gradelora.artifacts import FileEntry, Frozen
+from gradelora.errors import Damaged
+from gradelora.merge.checkpoint import Shard
+from gradelora.merge.targets import Target
+from gradelora.store import fsync
+
+PIECE_BYTES = 2**20
+COPY_BYTES = 2**30
+Merge = Callable[[Target, int, int], memoryview]
+
+
+class Entry(Frozen):
+    """One line of the journal."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+class Journal:
+    """The sealed shards of one merge, one JSON line each; another merge's journal is dropped."""
+
+    def __init__(self, path: Path, identity: str) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        self._entries: dict[str, Entry] = {}
+        if lines[:1] == [identity]:
+            for line in lines[1:]:
+                # A torn last line is a shard whose seal was not yet recorded.
+                with contextlib.suppress(ValueError):
+                    entry = Entry.model_validate_json(line)
+                    self._entries[entry.name] = entry
+        text = "".join(f"{line}\n" for line in [identity, *(e.model_dump_json() for e in self._entries.values())])
+        part = path.with_suffix(".part")
+        write_durably(part, text)
+        part.replace(path)
+        fsync(path.parent)
+
+    def sealed(self, folder: Path, shard: Shard) -> Entry | None:
+        """The entry of a shard that is there in full, or None."""
+        entry = self._entries.get(shard.name)
+        path = folder / shard.name
+        if entry is None or not path.exists() or path.stat().st_size != entry.size:
+            return None
+        return entry
+
+    def add(self, entry: Entry) -> None:
+        """Record one sealed shard, durably."""
+        with self._lock, self.path.open("a", encoding="utf-8") as file:
+            file.write(f"{entry.model_dump_json()}\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def seal_shard(
+    source: Path, adapter: Path, out: Path, shard: Shard, targets: Mapping[str, Target], merge: Merge
+) -> Entry:
+    """Write one shard of the merged model and read it back.  Raises Damaged where the two differ.
+
+    A shard that was renamed but whose hash was not yet recorded is only read.
+    """
+    part, final = out / f"{shard.name}.part", out / shard.name
+    with _descriptors(source / shard.name, adapter) as (base, factors):
+        if final.exists() and final.stat().st_size == shard.size:
+            with contextlib.suppress(Damaged), final.open("rb") as there:
+                return _read_back(there.fileno(), base, factors, shard, targets, merge)
+        with part.open("w+b") as file:
+            written = file.fileno()
+            copy(base, written, shard.size)
+            for target in _targets_of(shard, targets):
+                _write(written, merge(target, base, factors), target.weight.start)
+            os.fsync(written)
+            entry = _read_back(written, base, factors, shard, targets, merge)
+    part.replace(final)
+    fsync(out)
+    return entry
+
+
+def _write(file: int, data: memoryview, position: int) -> None:
+    """All of `data`: one call writes at most 2 GiB."""
+    while data:
+        count = os.pwrite(file, data, position)
+        data, position = data[count:], position + count
+
+
+def read_into(file: int, buffer: bytearray, position: int) -> None:
+    """Fill `buffer` from `position` on.  Raises Damaged where the file ends before."""
+    rest = memoryview(buffer)
+    while rest:
+        count = os.preadv(file, [rest], position)
+        if count == 0:
+            raise Damaged(f"a file ended {len(rest)} bytes before its tensor did; check the disk and run again")
+        rest, position = rest[count:], position + count
+
+
+def copy(source: int, target: int, size: int) -> None:
+    """`size` bytes from one descriptor to the other inside the kernel; shared, not copied, where it can.
+
+    Falls back to reading and writing on file systems that cannot.
+    """
+    done = 0
+    while done < size:
+        try:
+            moved = os.copy_file_range(source, target, min(COPY_BYTES, size - done), done, done)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+            moved = os.pwrite(target, os.pread(source, min(PIECE_BYTES, size - done), done), done)
+        if moved == 0:
+            raise Damaged(f"the base's file ended after {done} of {size} bytes; fetch the base model again")
+        done += moved
+
+
+def _read_back(
+    written: int, base: int, factors: int, shard: Shard, targets: Mapping[str, Target], merge: Merge
+) -> Entry:
+    """Hash what was written; compare it with the base, or with the sum made anew.  Raises Damaged."""
+    digest, position = hashlib.sha256(), 0
+    for target in _targets_of(shard, targets):
+        _compare(written, base, position, target.weight.start, digest.update, shard.name)
+        expected = merge(target, base, factors)
+        found = bytearray(len(expected))
+        read_into(written, found, target.weight.start)
+        digest.update(found)
+        # Hashes of both, since comparing a memoryview goes byte by byte in Python.
+        if hashlib.sha256(found).digest() != hashlib.sha256(expected).digest():
+            raise Damaged(f"{shard.name}: {target.weight.name} reads back differently; check the disk and run again")
+        position = target.weight.end
+    _compare(written, base, position, shard.size, digest.update, shard.name)
+    return Entry(name=shard.name, size=shard.size, sha256=digest.hexdigest())
+
+
+def _compare(written: int, base: int, start: int, end: int, update: Callable[[bytearray], None], name: str) -> None:
+    # Two buffers for all pieces: fresh ones would be kept by the allocator, thread by thread.
+    found, expected = bytearray(PIECE_BYTES), bytearray(PIECE_BYTES)
+    for position in range(start, end, PIECE_BYTES):
+        if end - position < PIECE_BYTES:
+            found, expected = bytearray(end - position), bytearray(end - position)
+        read_into(written, found, position)
+        read_into(base, expected, position)
+        if found != expected:
+            raise Damaged(f"{name}: byte {position} and on differ from the base; check the disk and run again")
+        update(found)
+
+
+def _targets_of(shard: Shard, targets: Mapping[str, Target]) -> list[Target]:
+    return [targets[tensor.name] for tensor in shard.tensors if tensor.name in targets]
+
+
+@contextlib.contextmanager
+def _descriptors(*paths: Path) -> Iterator[list[int]]:
+    with contextlib.ExitStack() as stack:
+        files = []
+        for path in paths:
+            files.append(os.open(path, os.O_RDONLY))
+            stack.callback(os.close, files[-1])
+        yield files
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write a small file and flush it to the disk."""
+    path.write_text(text, encoding="utf-8")
+    fsync(path)
+
+
+def entry_of(entry: Entry, path: Path) -> FileEntry:
+    """The artifact's entry of a sealed shard, without hashing it again."""
+    return FileEntry(name=entry.name, size=entry.size, sha256=entry.sha256, mtime_ns=path.stat().st_mtime_ns)

@@ -1,0 +1,41 @@
+"""report: one self-contained HTML page of a run, and the adapter's model card.
+
+Not a cached stage: a picture is not an artifact.  The same input gives the same bytes.
+"""
+
+from pathlib import Path
+
+from gradelora.report.given import ReportInput, StageRow, stage_row
+
+PAGE = "report.html"
+CARD = "README.md"
+
+
+def write_report(given: ReportInput, folder: Path) -> Path:
+    """report.html in `folder`: opens from disk, without a network.  Raises OSError, Damaged."""
+    from gradelora.report.page import render
+
+    return _write(folder / PAGE, render(given))
+
+
+def write_card(given: ReportInput, folder: Path) -> Path:
+    """README.md in `folder`, as the Hub reads it.  Never inside a sealed artifact: that would damage it."""
+    return _write(folder / CARD, model_card(given))
+
+
+def model_card(given: ReportInput) -> str:
+    """The card's text: YAML front matter, then the same numbers as the page's."""
+    from gradelora.report.card import render
+
+    return render(given)
+
+
+def _write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+    return path
+
+
+__all__ = ["ReportInput", "StageRow", "model_card", "stage_row", "write_card", "write_report"]

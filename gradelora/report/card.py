@@ -1,0 +1,98 @@
+"""The model card in the Hugging Face format: YAML front matter and Markdown.
+
+https://huggingface.co/docs/hub/model-cards, metadata as its `modelcard` specification has it.
+"""
+
+from typing import Any
+
+import yaml
+
+from gradelora.artifacts import Interval
+from gradelora.evaluate.metrics import Metrics, Section, read_metrics
+from gradelora.report.agreement import MEASURES
+from gradelora.report.figures import count, number, span
+from gradelora.report.given import ReportInput
+from gradelora.report.run import lineage, training_facts
+from gradelora.report.use import commands
+
+
+def render(given: ReportInput) -> str:
+    """The card's text."""
+    metrics = read_metrics(given.evaluation.path)
+    headline = metrics.section(given.evaluation.split)
+    assert headline is not None
+    front = yaml.safe_dump(_metadata(given, headline), sort_keys=False, allow_unicode=True)
+    return f"---\n{front}---\n\n{_body(given, metrics)}"
+
+
+def _metadata(given: ReportInput, headline: Section) -> dict[str, Any]:
+    """Front matter: only measures that are defined."""
+    split = headline.name
+    results = [
+        {
+            "task": {"type": "text-generation", "name": "Scoring student answers"},
+            "dataset": {"name": f"{given.run.name}, {split.replace('_', ' ')}", "type": "private", "split": split},
+            "metrics": [
+                {"type": field, "name": name, "value": getattr(headline.whole.adapter, field).value}
+                for field, name, _ in MEASURES
+                if getattr(headline.whole.adapter, field).value is not None
+            ],
+        }
+    ]
+    return {
+        "base_model": given.snapshot.repo_id,
+        "base_model_relation": "adapter",
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["lora", "automated-scoring", "gradelora"],
+        "model-index": [{"name": given.run.name, "results": results}],
+    }
+
+
+def _body(given: ReportInput, metrics: Metrics) -> str:
+    verdict = given.verdict
+    parts = [
+        f"# {given.run.name}",
+        f"A LoRA adapter for `{given.snapshot.repo_id}` that scores student answers against a rubric.",
+        f"**{'Promoted' if verdict.promoted else 'Refused'}.** {verdict.reason[:1].upper()}{verdict.reason[1:]}.",
+        "## Intended use",
+        "Scores for answers to questions like those it was trained on, in the same layout, beside human raters. "
+        "Not for decisions about a person without a human who checks them; unseen questions only as far as the "
+        "figures below cover them.",
+        "## Training",
+        _list([*training_facts(given), ("Items", _items(given))]),
+    ]
+    for section in metrics.sections:
+        parts += [f"## Agreement on {section.name.replace('_', ' ')}", _agreement(section, metrics)]
+    parts += ["## Use", *(f"{c.title}:\n\n```{c.language}\n{c.text}\n```" for c in commands(given))]
+    parts += ["## Lineage", _list([(what, f"`{value}`") for what, value in lineage(given)])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _items(given: ReportInput) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {count(n)}" for name, n in given.records.splits.model_dump().items())
+
+
+def _list(rows: list[tuple[str, str]]) -> str:
+    return "\n".join(f"- {what}: {value}" for what, value in rows)
+
+
+def _agreement(section: Section, metrics: Metrics) -> str:
+    """A table of base, adapter, second rater and gain."""
+    whole = section.whole
+    lines = [
+        f"{count(whole.items)} items of {section.questions} questions, {metrics.confidence_level:.0%} intervals.",
+        "",
+        "| | Base | Adapter | Second rater | Gain |",
+        "|---|---|---|---|---|",
+    ]
+    for field, name, _ in MEASURES:
+        cells = [_cell(getattr(a, field)) for a in (whole.base, whole.adapter, whole.ceiling)]
+        gain = getattr(whole.gain, field, None)
+        lines.append(f"| {name} | {' | '.join(cells)} | {_cell(gain, signed=True) if gain else ''} |")
+    return "\n".join(lines)
+
+
+def _cell(figure: Interval, signed: bool = False) -> str:
+    interval = span(figure)
+    return number(figure.value, signed=signed) + (f" ({interval})" if interval else "")

@@ -1,0 +1,50 @@
+"""The gate's conditions as lines: what was asked, what was measured."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from gradelora.gate import PartGain, Verdict
+from gradelora.report.figures import number, span
+from gradelora.report.sources import Question
+
+NAMED = 3
+
+
+@dataclass(frozen=True)
+class CheckLine:
+    """`good` held, `bad` stopped the promotion, `soft` is said and stops nothing."""
+
+    kind: Literal["good", "bad", "soft"]
+    text: str
+
+
+def checks(verdict: Verdict, questions: Mapping[str, Question]) -> list[CheckLine]:
+    """Two conditions, then what was too uncertain or too small to judge."""
+    gain, allowed = verdict.comparison.gain, number(verdict.max_question_loss)
+    shown = gain.low is not None and gain.low > verdict.margin
+    measured = f"{number(gain.value, signed=True)} ({span(gain)})" if gain.value is not None else f"n/a, {gain.reason}"
+    lines = [
+        CheckLine(
+            "good" if shown else "bad", f"Gain's lower end above {number(verdict.margin)} QWK: measured {measured}"
+        ),
+        CheckLine("bad", f"A loss above {allowed} QWK: {_named(verdict.losses, questions)}")
+        if verdict.losses
+        else CheckLine("good", f"No question or group is shown to lose more than {allowed} QWK"),
+    ]
+    if verdict.doubtful:
+        lines.append(CheckLine("soft", f"As large a loss, but within chance: {_named(verdict.doubtful, questions)}"))
+    if verdict.not_judged:
+        lines.append(CheckLine("soft", f"Too small to judge: {_named(verdict.not_judged, questions)}"))
+    return lines
+
+
+def _named(parts: Sequence[PartGain], questions: Mapping[str, Question]) -> str:
+    """The first few by name with their gains, and how many more."""
+    told = []
+    for part in parts[:NAMED]:
+        name = questions[part.name].name if part.name in questions else part.name
+        gain = f"{number(part.gain.value, signed=True)}, " if part.gain.value is not None else ""
+        told.append(f"{part.kind} {name} ({gain}{part.items} items)")
+    more = f" and {len(parts) - NAMED} more" if len(parts) > NAMED else ""
+    return ", ".join(told) + more

@@ -1,0 +1,102 @@
+"""Checkpoints that are either whole or not there: a manifest, written last, names every file.
+
+`step-N/` is filled by all ranks; then rank 0 hashes the files and renames `manifest.json` into
+place.  Only a folder whose manifest holds is resumed from; a damaged one falls back to the one before.
+"""
+
+import shutil
+import warnings
+from pathlib import Path
+
+from gradelora.artifacts import FileEntry, Frozen, files_under
+from gradelora.store import fsync
+
+MANIFEST = "manifest.json"
+FOLDER = "checkpoints"
+
+
+class Manifest(Frozen):
+    """What a checkpoint is and holds; `identity` is the run that may resume from it."""
+
+    step: int
+    world_size: int
+    identity: str
+    files: tuple[FileEntry, ...]
+
+
+class DamagedCheckpoint(UserWarning):
+    """A checkpoint that cannot be used; the message names the file at fault."""
+
+
+def folder_of(root: Path, step: int) -> Path:
+    """Where the checkpoint of one step lies."""
+    return root / f"step-{step}"
+
+
+def seal(folder: Path, *, step: int, world_size: int, identity: str) -> None:
+    """Flush every file, then write the manifest.  Call on rank 0 when all ranks have written."""
+    entries = tuple(entry for entry in files_under(folder) if entry.name != MANIFEST)
+    for entry in entries:
+        fsync(folder / entry.name)
+    manifest = Manifest(step=step, world_size=world_size, identity=identity, files=entries)
+    part = folder / f"{MANIFEST}.part"
+    part.write_text(manifest.model_dump_json())
+    fsync(part)
+    part.replace(folder / MANIFEST)
+    for directory in [path for path in folder.rglob("*") if path.is_dir()]:
+        fsync(directory)
+    fsync(folder)
+    fsync(folder.parent)
+
+
+def fault(folder: Path, *, world_size: int, identity: str) -> str | None:
+    """Why this checkpoint cannot be resumed from, naming the file; None where it can."""
+    try:
+        manifest = Manifest.model_validate_json((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"{folder / MANIFEST} is missing or unreadable"
+    if manifest.identity != identity:
+        return f"{folder / MANIFEST} belongs to another run"
+    if manifest.world_size != world_size:
+        return f"{folder / MANIFEST} was written by {manifest.world_size} processes, not {world_size}"
+    for entry in manifest.files:
+        path = folder / entry.name
+        if not path.is_file():
+            return f"{path} is missing"
+        if path.stat().st_size != entry.size:
+            return f"{path} holds {path.stat().st_size} bytes, not {entry.size}"
+        if FileEntry.of(path, entry.name).sha256 != entry.sha256:
+            return f"{path} differs from its hash"
+    return None
+
+
+def newest(root: Path, *, world_size: int, identity: str) -> Path | None:
+    """The newest checkpoint that is whole; each newer one that is not is warned of (DamagedCheckpoint)."""
+    for folder in _by_step(root):
+        why = fault(folder, world_size=world_size, identity=identity)
+        if why is None:
+            return folder
+        warnings.warn(f"{why}: falling back to the checkpoint before {folder.name}", DamagedCheckpoint, stacklevel=2)
+    return None
+
+
+def prune(root: Path, keep: int) -> None:
+    """Delete all but the `keep` newest sealed checkpoints, and what lies unsealed before them."""
+    sealed = [folder for folder in _by_step(root) if (folder / MANIFEST).is_file()]
+    if len(sealed) <= keep:
+        return
+    oldest_kept = _step(sealed[keep - 1])
+    for folder in _by_step(root):
+        if _step(folder) < oldest_kept:
+            # Without its manifest first: a deletion cut short must not look whole.
+            (folder / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(folder)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def _by_step(root: Path) -> list[Path]:
+    found = [path for path in root.glob("step-*") if path.is_dir() and path.name.removeprefix("step-").isdigit()]
+    return sorted(found, key=_step, reverse=True)

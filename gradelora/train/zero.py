@@ -1,0 +1,40 @@
+"""DeepSpeed's configuration, derived from TrainConfig: there is no second file to keep in step."""
+
+from typing import Any
+
+from gradelora.config import TrainConfig
+
+
+def deepspeed_json(config: TrainConfig, elements: int) -> dict[str, Any]:
+    """What DeepSpeed is told.  The optimizer is left to the Trainer: torch's AdamW needs no compiler.
+
+    `elements` is the number of trainable parameters where known: a larger bucket only takes memory.
+    """
+    bucket = min(config.reduce_bucket_elements, max(elements, 1000))
+    zero: dict[str, Any] = {
+        "stage": 3 if config.parallel == "zero3" else 2,
+        "overlap_comm": config.device == "cuda",
+        "contiguous_gradients": True,
+        "reduce_bucket_size": bucket,
+    }
+    if config.parallel == "zero3":
+        # Saving gathers the frozen base, too; the adapter is saved through PEFT alone.
+        zero |= {"stage3_gather_16bit_weights_on_model_save": False}
+    else:
+        zero |= {
+            "allgather_partitions": True,
+            "allgather_bucket_size": bucket,
+            "reduce_scatter": True,
+            "round_robin_gradients": True,
+        }
+    return {
+        "train_micro_batch_size_per_gpu": config.micro_batch_rows,
+        "gradient_accumulation_steps": config.accumulation,
+        "train_batch_size": config.micro_batch_rows * config.accumulation * config.processes,
+        "gradient_clipping": config.max_grad_norm,
+        "bf16": {"enabled": config.precision == "bf16"},
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }

@@ -1,0 +1,407 @@
+"""The streaming merge against PEFT's own, on a dense bf16 Llama and on a gpt-oss in MXFP4."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Mxfp4Config,
+)
+
+from gradelora.artifacts import Adapter, FileEntry, MergedModel, ModelSnapshot, files_under
+from gradelora.config import MergeConfig, Runtime
+from gradelora.errors import Damaged, KeyMismatch, NotEnoughDisk, UnsupportedModel
+from gradelora.merge import merge
+from gradelora.merge.checkpoint import read_checkpoint
+from gradelora.model.mxfp4 import quantize
+
+RUNTIME = Runtime(threads=1)
+QKVO = ["q_proj", "k_proj", "v_proj", "o_proj"]
+SETTINGS = {
+    "plain": {},
+    "rslora": {"use_rslora": True},
+    "patterns": {
+        "rank_pattern": {"q_proj": 4, "layers.1.self_attn.k_proj": 2},
+        "alpha_pattern": {"self_attn.v_proj": 3},
+    },
+}
+
+
+def save_llama(folder: Path) -> Path:
+    """A dense bf16 checkpoint in one file."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=128,
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    return with_small_files(folder)
+
+
+def save_gpt_oss(folder: Path, layers: int = 2, hidden: int = 64, experts: int = 4, shards: int = 3) -> Path:
+    """gpt-oss as it lies on the Hub: experts in MXFP4, the rest bf16, several shards and an index."""
+    torch.manual_seed(0)
+    config = GptOssConfig(
+        hidden_size=hidden, intermediate_size=hidden, num_hidden_layers=layers, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, num_local_experts=experts, num_experts_per_tok=2, sliding_window=32,
+        vocab_size=128,
+    )  # fmt: skip
+    state = {}
+    for name, tensor in GptOssForCausalLM(config).to(torch.bfloat16).state_dict().items():
+        if name.endswith(("gate_up_proj", "down_proj")):
+            state[f"{name}_blocks"], state[f"{name}_scales"] = quantize(tensor)
+        else:
+            state[name] = tensor.contiguous()
+    folder.mkdir(parents=True)
+    names = sorted(state)
+    weight_map = {}
+    for number in range(shards):
+        file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
+        part = names[number::shards]
+        save_file({n: state[n] for n in part}, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+    # A wrong total, as found in the wild: the merge states the true one.
+    index = {"metadata": {"total_size": 1, "note": "kept"}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    values = config.to_dict() | {
+        "architectures": ["GptOssForCausalLM"],
+        "quantization_config": {
+            "quant_method": "mxfp4",
+            "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"],
+        },
+    }
+    (folder / "config.json").write_text(json.dumps(values))
+    return with_small_files(folder)
+
+
+def with_small_files(folder: Path) -> Path:
+    (folder / "tokenizer.json").write_text('{"any": "tokenizer"}')
+    (folder / "generation_config.json").write_text("{}")
+    (folder / "README.md").write_text("# the base's card")
+    return folder
+
+
+def save_adapter(base: Path, folder: Path, **settings: object) -> Path:
+    """A random adapter, saved by PEFT; every factor differs from zero."""
+    model = dequantized(base)
+    torch.manual_seed(1)
+    peft_model = get_peft_model(model, LoraConfig(**({"r": 8, "lora_alpha": 32, "target_modules": QKVO} | settings)))
+    for name, parameter in peft_model.named_parameters():
+        if "lora_magnitude" in name:
+            parameter.data *= 1 + 0.1 * torch.rand_like(parameter)
+        elif "lora_" in name:
+            parameter.data = torch.randn_like(parameter) * 0.05
+    peft_model.save_pretrained(folder)
+    return folder
+
+
+def dequantized(folder: Path) -> torch.nn.Module:
+    """The checkpoint in bf16, every key found."""
+    quantized = "quantization_config" in json.loads((folder / "config.json").read_text())
+    extra = {"quantization_config": Mxfp4Config(dequantize=True)} if quantized else {}
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.bfloat16, local_files_only=True, output_loading_info=True, **extra
+    )
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    return model
+
+
+def snapshot_of(folder: Path) -> ModelSnapshot:
+    return ModelSnapshot.collect(folder, repo_id="owner/tiny", commit="a" * 40)
+
+
+def adapter_of(folder: Path, **changes: object) -> Adapter:
+    facts = {
+        "repo_id": "owner/tiny", "commit": "a" * 40,
+        "trainable_parameters": 1, "total_parameters": 2, "steps": 1, "final_loss": 0.0,
+    }  # fmt: skip
+    return Adapter.collect(folder, **(facts | changes))
+
+
+def run(base: Path, adapter: Path, out: Path) -> MergedModel:
+    out.mkdir(exist_ok=True)
+    return merge(MergeConfig(enabled=True), snapshot_of(base), adapter_of(adapter), out=out, runtime=RUNTIME)
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {n: t for file in sorted(folder.glob("*.safetensors")) for n, t in load_file(file).items()}
+
+
+def peft_merged(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
+    return PeftModel.from_pretrained(dequantized(base), str(adapter)).merge_and_unload().state_dict()
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_llama(tmp_path_factory.mktemp("llama") / "base")
+
+
+@pytest.fixture(scope="module")
+def gpt_oss(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_gpt_oss(tmp_path_factory.mktemp("gpt_oss") / "base")
+
+
+@pytest.fixture(scope="module")
+def plain(gpt_oss: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_adapter(gpt_oss, tmp_path_factory.mktemp("adapter"))
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_merged_weights_equal_pefts_bit_for_bit_on_a_dense_model(llama: Path, tmp_path: Path, kind: str) -> None:
+    adapter = save_adapter(llama, tmp_path / "adapter", **SETTINGS[kind])
+    run(llama, adapter, tmp_path / "out")
+    ours, theirs = tensors(tmp_path / "out"), peft_merged(llama, adapter)
+    base = tensors(llama)
+    assert ours.keys() == base.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+        assert torch.equal(tensor, base[name]) != name.endswith(tuple(f"{m}.weight" for m in QKVO)), name
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_merged_weights_equal_pefts_bit_for_bit_on_mxfp4(gpt_oss: Path, tmp_path: Path, kind: str) -> None:
+    adapter = save_adapter(gpt_oss, tmp_path / "adapter", **SETTINGS[kind])
+    result = run(gpt_oss, adapter, tmp_path / "out")
+    ours, theirs = dequantized(tmp_path / "out").state_dict(), peft_merged(gpt_oss, adapter)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[n], theirs[n]) for n in ours)
+    assert result.merged_tensors == 8
+
+
+@pytest.mark.parametrize("base", ["llama", "gpt_oss"])
+def test_dora_is_within_one_bf16_step_of_pefts(base: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(base)
+    adapter = save_adapter(folder, tmp_path / "adapter", use_dora=True)
+    run(folder, adapter, tmp_path / "out")
+    ours, theirs = tensors(tmp_path / "out"), peft_merged(folder, adapter)
+    for name in ours.keys() & theirs.keys():
+        steps = (ours[name].view(torch.int16).int() - theirs[name].view(torch.int16).int()).abs().max()
+        assert steps <= 1, name
+
+
+def test_everything_that_lora_does_not_touch_is_the_bases_bytes(gpt_oss: Path, plain: Path, tmp_path: Path) -> None:
+    run(gpt_oss, plain, tmp_path / "out")
+    touched = {f"model.layers.{i}.self_attn.{m}.weight" for i in range(2) for m in QKVO}
+    for shard in read_checkpoint(gpt_oss):
+        old, new = (gpt_oss / shard.name).read_bytes(), (tmp_path / "out" / shard.name).read_bytes()
+        start = shard.tensors[0].start
+        assert old[:start] == new[:start]
+        for tensor in shard.tensors:
+            same = old[tensor.start : tensor.end] == new[tensor.start : tensor.end]
+            assert same != (tensor.name in touched), tensor.name
+
+
+def test_the_folder_holds_config_tokenizer_and_a_true_index(gpt_oss: Path, plain: Path, tmp_path: Path) -> None:
+    result = run(gpt_oss, plain, tmp_path / "out")
+    for name in ("config.json", "tokenizer.json", "generation_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (gpt_oss / name).read_bytes()
+    assert not (tmp_path / "out" / "README.md").exists()
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert index["metadata"] == {"note": "kept", "total_size": sum(t.nbytes for t in tensors(gpt_oss).values())}
+    assert index["weight_map"].keys() == tensors(gpt_oss).keys()
+    expected = {f.name: (f.size, f.sha256) for f in files_under(tmp_path / "out") if not f.name.startswith("aside/")}
+    assert {f.name: (f.size, f.sha256) for f in result.files} == expected
+
+
+def test_the_base_is_never_modified(gpt_oss: Path, plain: Path, tmp_path: Path) -> None:
+    before = files_under(gpt_oss)
+    run(gpt_oss, plain, tmp_path / "out")
+    assert files_under(gpt_oss) == before
+
+
+def test_merged_scores_are_those_of_base_and_adapter(gpt_oss: Path, plain: Path, tmp_path: Path) -> None:
+    run(gpt_oss, plain, tmp_path / "out")
+    ids = torch.arange(60).reshape(2, 30)
+    with torch.no_grad():
+        merged = dequantized(tmp_path / "out").float()(ids).logits
+        adapted = PeftModel.from_pretrained(dequantized(gpt_oss).float(), str(plain))(ids).logits
+        base = dequantized(gpt_oss).float()(ids).logits
+    # One rounding of the sum to bf16 is all that lies between them; the adapter itself moves far more.
+    assert (merged - adapted).abs().max() < 0.05 * (base - adapted).abs().max()
+
+
+def test_the_tutorials_way_of_merging_loses_the_experts(gpt_oss: Path, plain: Path, tmp_path: Path) -> None:
+    PeftModel.from_pretrained(dequantized(gpt_oss), str(plain)).merge_and_unload().save_pretrained(
+        tmp_path / "tutorial"
+    )
+    _, info = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "tutorial", dtype=torch.bfloat16, output_loading_info=True
+    )
+    assert [name for name in info["missing_keys"] if "experts" in name]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"fan_in_fan_out": True}, "transposed"),
+        ({"bias": "lora_only"}, "bias"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"target_parameters": ["experts.gate_up_proj"]}, "MXFP4"),
+        ({"init_lora_weights": "pissa"}, "initialisation"),
+        ({"peft_type": "IA3"}, "IA3"),
+        ({"a_setting_of_tomorrow": True}, "not known"),
+    ],
+)
+def test_what_cannot_be_merged_exactly_is_refused_with_the_reason(
+    gpt_oss: Path, plain: Path, tmp_path: Path, change: dict[str, object], reason: str
+) -> None:
+    adapter = shutil.copytree(plain, tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UnsupportedModel, match=reason):
+        run(gpt_oss, adapter, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.safetensors*"))
+
+
+@pytest.mark.parametrize(
+    "name", ["base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight", "base_model.model.model.norm.weight"]
+)
+def test_an_adapter_tensor_without_a_weight_is_an_error(gpt_oss: Path, plain: Path, tmp_path: Path, name: str) -> None:
+    adapter = shutil.copytree(plain, tmp_path / "adapter")
+    held = load_file(adapter / "adapter_model.safetensors")
+    save_file(held | {name: torch.zeros(8, 64)}, adapter / "adapter_model.safetensors")
+    with pytest.raises(KeyMismatch, match=name.split(".")[3]):
+        run(gpt_oss, adapter, tmp_path / "out")
+
+
+def test_an_adapter_of_another_commit_is_refused(gpt_oss: Path, plain: Path, tmp_path: Path) -> None:
+    other = adapter_of(plain, commit="b" * 40)
+    with pytest.raises(UnsupportedModel, match="trained on"):
+        merge(MergeConfig(), snapshot_of(gpt_oss), other, out=tmp_path, runtime=RUNTIME)
+
+
+def test_a_truncated_base_is_refused(gpt_oss: Path, plain: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(gpt_oss, tmp_path / "base")
+    shard = next(base.glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(Damaged, match=shard.name):
+        run(base, plain, tmp_path / "out")
+
+
+def test_a_full_disk_is_refused_before_a_byte_is_written(
+    gpt_oss: Path, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 5, 5))
+    with pytest.raises(NotEnoughDisk, match="needed"):
+        run(gpt_oss, plain, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.safetensors*"))
+
+
+SCRIPT = """
+import json, sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import torch
+from gradelora.artifacts import Adapter, ModelSnapshot
+from gradelora.config import MergeConfig, Runtime
+from gradelora.merge import merge
+snapshot = ModelSnapshot.model_validate_json(Path(sys.argv[2]).read_text())
+adapter = Adapter.model_validate_json(Path(sys.argv[3]).read_text())
+print("begun", flush=True)
+started = time.monotonic()
+merged = merge(MergeConfig(), snapshot, adapter, out=Path(sys.argv[4]), runtime=Runtime(threads=1))
+peak = [line for line in open("/proc/self/status") if line.startswith("VmHWM")][0].split()[1]
+seconds = time.monotonic() - started
+print(json.dumps({"digest": merged.digest, "seconds": seconds, "peak_bytes": 1024 * int(peak)}))
+"""
+
+
+def start(base: Path, adapter: Path, out: Path) -> subprocess.Popen[str]:
+    """The merge in a process of its own."""
+    out.mkdir(exist_ok=True)
+    work = out.parent
+    for name, artifact in (("s.json", snapshot_of(base)), ("a.json", adapter_of(adapter))):
+        (work / name).write_text(artifact.model_dump_json())
+    root = str(Path(__file__).parents[1])
+    argv = [sys.executable, "-c", SCRIPT, root, str(work / "s.json"), str(work / "a.json"), str(out)]
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def finish(process: subprocess.Popen[str]) -> dict[str, object]:
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    return json.loads(output.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments_change_nothing_and_repeat_no_sealed_shard(tmp_path: Path) -> None:
+    base = save_gpt_oss(tmp_path / "base", layers=4, hidden=512, experts=16, shards=12)
+    adapter = save_adapter(base, tmp_path / "adapter")
+    whole = finish(start(base, adapter, tmp_path / "whole"))
+    chance, partial = random.Random(7), 0
+    out = tmp_path / "out"
+    sealed: dict[str, tuple[int, int]] = {}
+    for _ in range(10):
+        process = start(base, adapter, out)
+        process.stdout.readline()
+        time.sleep(chance.uniform(0, 0.4) * whole["seconds"])
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        if not (out / "config.json").exists():
+            partial += 1
+            with pytest.raises((OSError, ValueError), match=r"config\.json"):
+                AutoModelForCausalLM.from_pretrained(out, local_files_only=True)
+        now = {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in out.glob("*.safetensors")}
+        assert {n: now.get(n) for n in sealed} == sealed
+        sealed = now
+    assert partial
+    assert finish(start(base, adapter, out))["digest"] == whole["digest"]
+    now = {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in out.glob("*.safetensors")}
+    assert {n: now[n] for n in sealed} == sealed
+
+
+def test_a_run_goes_on_behind_the_sealed_shards(gpt_oss: Path, plain: Path, tmp_path: Path) -> None:
+    first = run(gpt_oss, plain, tmp_path / "out")
+    names = sorted(p.name for p in (tmp_path / "out").glob("*.safetensors"))
+    (tmp_path / "out" / names[1]).unlink()
+    (tmp_path / "out" / f"{names[1]}.part").write_bytes(b"half")
+    inodes = {n: (tmp_path / "out" / n).stat().st_ino for n in (names[0], names[2])}
+    assert run(gpt_oss, plain, tmp_path / "out").digest == first.digest
+    assert {n: (tmp_path / "out" / n).stat().st_ino for n in inodes} == inodes
+    assert not list((tmp_path / "out").glob("*.part"))
+
+
+def test_another_adapters_shards_are_not_taken_for_sealed(gpt_oss: Path, plain: Path, tmp_path: Path) -> None:
+    other = save_adapter(gpt_oss, tmp_path / "other", r=4)
+    run(gpt_oss, other, tmp_path / "out")
+    expected = run(gpt_oss, plain, tmp_path / "clean")
+    assert run(gpt_oss, plain, tmp_path / "out").digest == expected.digest
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+    peaks = []
+    for layers in (2, 8):
+        base = save_gpt_oss(tmp_path / f"base{layers}", layers=layers, hidden=512, experts=16)
+        adapter = save_adapter(base, tmp_path / f"adapter{layers}")
+        peaks.append(finish(start(base, adapter, tmp_path / f"out{layers}"))["peak_bytes"])
+    assert peaks[1] < peaks[0] + 16 * 2**20
+
+
+def test_the_digest_does_not_depend_on_file_times(gpt_oss: Path, plain: Path, tmp_path: Path) -> None:
+    first = run(gpt_oss, plain, tmp_path / "a")
+    second = run(shutil.copytree(gpt_oss, tmp_path / "elsewhere", copy_function=shutil.copy), plain, tmp_path / "b")
+    assert first.digest == second.digest
+    assert hashlib.sha256((tmp_path / "a" / first.files[0].name).read_bytes()).hexdigest() == first.files[0].sha256
+    assert all(isinstance(f, FileEntry) for f in first.files)

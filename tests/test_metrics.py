@@ -1,0 +1,295 @@
+"""Agreement, calibration and intervals against hand-checked and published numbers."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import cohen_kappa_score
+
+from gradelora.evaluate import agreement
+from gradelora.evaluate.intervals import MIN_QUESTIONS, expanded_tail, resampled_sums
+from gradelora.evaluate.measure import Bootstrap, Items, confusion, measure, measure_scores
+from gradelora.evaluate.metrics import Slice
+from gradelora.evaluate.sections import calibration, learn, measure_records
+
+NONE = Bootstrap(0, 0.95, 0, ())
+SOME = Bootstrap(500, 0.95, 0)
+ONE_SCORE = "both give every item one and the same score: no chance agreement to beat"
+
+
+def items(human, scored, *, base=None, questions=None, records=None, rater2=None, step=1.0) -> Items:
+    n = len(human)
+    return Items(
+        questions=tuple(questions or ["q"] * n),
+        records=tuple(records or [f"r{i}" for i in range(n)]),
+        human=np.array(human, dtype=float),
+        rater2=np.array([math.nan if r is None else r for r in rater2 or [None] * n], dtype=float),
+        base=np.array(scored if base is None else base, dtype=float),
+        adapter=np.array(scored, dtype=float),
+        step=np.full(n, step),
+        labels=(),
+    )
+
+
+def measured(human, scored, **more) -> Slice:
+    return measure("case", items(human, scored, **more), NONE)
+
+
+def counted(table: list[list[int]]) -> tuple[list[int], list[int]]:
+    """Ratings from counts[first][second]."""
+    pairs = [(i, j) for i, row in enumerate(table) for j, count in enumerate(row) for _ in range(count)]
+    return [i for i, _ in pairs], [j for _, j in pairs]
+
+
+@pytest.mark.parametrize(
+    ("human", "scored", "expected"),
+    [
+        # 1-3: the unit tests of the ASAP competition's own metric (Kaggle, Metrics/quadratic_weighted_kappa).
+        ([1, 2, 3], [1, 2, 3], 1.0),
+        ([1, 2, 1], [1, 2, 2], 0.4),
+        ([1, 2, 3, 1, 2, 2, 3], [1, 2, 3, 1, 2, 3, 2], 0.75),
+        # 4: Artstein & Poesio 2008, table 1; with two categories any weighting is Cohen's kappa: .348.
+        (*counted([[20, 20], [10, 50]]), 0.3478),
+        # 5: scikit-learn's test_cohen_kappa, quadratic weights.
+        ([0] * 46 + [1] * 44 + [2] * 10, [0] * 50 + [1] * 40 + [2] * 10, 0.9541),
+        # 6: opposite halves: observed 1, expected 1/2, so 1 - 2.
+        ([0, 1], [1, 0], -1.0),
+        # 7: constant scores beside varying ones carry no information: observed = expected.
+        ([0, 1, 2], [1, 1, 1], 0.0),
+        # 8: two constants that differ: observed 1, expected 1.
+        ([1, 1], [2, 2], 0.0),
+        # 9: one item, different scores: the same.
+        ([1], [2], 0.0),
+        # 10: half points, by hand: mean d^2 = (0 + .25 + .25) / 3 = 1/6; population variances 1/6 and
+        # 2/3; means 1 and 1; so 1 - (1/6) / (5/6).
+        ([0.5, 1, 1.5], [0, 1, 2], 0.8),
+    ],
+)
+def test_qwk_of_published_and_hand_made_ratings(human: list, scored: list, expected: float) -> None:
+    assert measured(human, scored).adapter.qwk.value == pytest.approx(expected, abs=5e-5)
+
+
+def test_qwk_of_half_points_is_that_of_their_doubles() -> None:
+    human, scored = [0, 0.5, 1.5, 2, 2, 1], [0.5, 0.5, 1, 2, 1.5, 0]
+    doubled = cohen_kappa_score([int(2 * s) for s in human], [int(2 * s) for s in scored], weights="quadratic")
+    assert measured(human, scored, step=0.5).adapter.qwk.value == pytest.approx(doubled, abs=1e-6)
+
+
+@pytest.mark.parametrize("scores", [[2], [2, 2, 2]])
+def test_one_class_throughout_is_no_kappa_and_says_why(scores: list) -> None:
+    case = measured(scores, scores).adapter
+    assert (case.qwk.value, case.qwk.reason) == (None, ONE_SCORE)
+    assert case.exact.value == 1
+
+
+def test_constant_scores_have_no_correlation_and_say_whose() -> None:
+    assert measured([1, 1], [1, 2]).adapter.pearson.reason == "the human scores do not vary"
+    assert measured([1, 2], [1, 1]).adapter.pearson.reason == "the given scores do not vary"
+    assert measured([1], [1]).adapter.pearson.reason == "one item has no variance"
+
+
+def test_exact_adjacent_and_within_a_step_of_half_points() -> None:
+    # Off by 0, .5, 1, 1.5: within a step (.5) two, within a point three of four.
+    case = measured([1, 1, 1, 1], [1, 1.5, 2, 2.5], step=0.5).adapter
+    assert (case.exact.value, case.within_step.value, case.adjacent.value) == (0.25, 0.5, 0.75)
+    # MAE 3 / 4; RMSE sqrt((.25 + 1 + 2.25) / 4).
+    assert case.mae.value == 0.75
+    assert case.rmse.value == pytest.approx(0.935414, abs=1e-6)
+
+
+def test_smd_is_the_shift_in_pooled_standard_deviations() -> None:
+    # Both sd 1 (n - 1), shifted by one point up.
+    assert measured([1, 2, 3], [2, 3, 4]).adapter.smd.value == 1
+    # sd 1 and 2: -2 / sqrt((1 + 4) / 2) (Williamson, Xi & Breyer 2012).
+    assert measured([5, 6, 7], [2, 4, 6]).adapter.smd.value == pytest.approx(-2 / math.sqrt(2.5), abs=1e-6)
+    assert measured([1, 1], [2, 2]).adapter.smd.reason == "no score varies"
+
+
+def test_prmse_with_two_ratings_of_every_item() -> None:
+    # Error variance (0 + .5 + 0 + .5) / 4 = .25; means 1, 2.5, 3, 4.5 around 2.75; true variance
+    # (2 x 6.25 - 3 x .25) / (8 - 16 / 8) = 11.75 / 6; error (2 x 1.5 - 4 x .25) / 8 = .25.
+    case = measured([1, 2, 3, 4], [2, 2, 3, 4], rater2=[1, 3, 3, 5]).adapter
+    assert case.prmse.value == pytest.approx(1 - 0.25 / (11.75 / 6), abs=1e-6)
+
+
+def test_prmse_with_some_second_ratings_missing() -> None:
+    # Error variance (0 + .5) / 2 = .25; counts 2, 2, 1, 1; means 1, 2.5, 3, 4 around 14 / 6; true variance
+    # (6.8333 - 3 x .25) / (6 - 10 / 6) = 1.403846; error (.5 - 4 x .25) / 6 = -1 / 12: above 1 is possible.
+    case = measured([1, 2, 3, 4], [1, 2, 3, 4], rater2=[1, 3, None, None]).adapter
+    assert case.prmse.value == pytest.approx(1 + (1 / 12) / 1.4038462, abs=1e-6)
+
+
+def test_without_a_second_rating_prmse_and_ceiling_are_na() -> None:
+    case = measured([1, 2], [1, 2])
+    assert case.adapter.prmse.reason == "no item has a second rating"
+    assert case.ceiling.items == 0
+    assert {case.ceiling.qwk.reason, case.ceiling.mean_question_qwk.reason} == {"no item has a second rating"}
+
+
+def test_raters_who_only_disagree_leave_no_true_score() -> None:
+    case = measured([0, 1], [0, 1], rater2=[1, 0]).adapter
+    assert case.prmse.reason == "the raters' own error leaves no variance of true scores"
+
+
+def test_the_ceiling_is_the_second_rater_on_doubly_scored_items_alone() -> None:
+    case = measured([1, 2, 1, 9], [0, 0, 0, 0], rater2=[1, 2, 2, None])
+    # The competition's second example again; the item without a second rating takes no part.
+    assert (case.ceiling.items, case.ceiling.qwk.value) == (3, 0.4)
+
+
+def test_no_items_are_na_everywhere() -> None:
+    case = measured([], [])
+    names = ("qwk", "mean_question_qwk", "within_question_qwk", "exact", "pearson", "mae", "smd")
+    assert {getattr(case.adapter, name).reason for name in names} == {"no items"}
+    assert case.gain.qwk.reason == "no items"
+    assert case.adapter.items == 0
+
+
+def test_qwk_over_questions_by_mean_and_with_chance_within_questions() -> None:
+    # a: [0,1] x [1,0]: observed 2, expected 1, kappa -1.  b: [0,2] x [0,2]: 0, 4, kappa 1.
+    case = measured([0, 1, 0, 2], [1, 0, 0, 2], questions=["a", "a", "b", "b"]).adapter
+    assert case.mean_question_qwk.value == 0
+    assert case.within_question_qwk.value == pytest.approx(1 - 2 / 5)
+
+
+def test_a_question_without_kappa_counts_in_no_mean() -> None:
+    case = measured([0, 1, 2, 2], [0, 1, 2, 2], questions=["a", "a", "b", "b"]).adapter
+    assert (case.mean_question_qwk.value, case.within_question_qwk.value) == (1, 1)
+    case = measured([1, 1, 2, 2], [1, 1, 2, 2], questions=["a", "a", "b", "b"]).adapter
+    assert case.mean_question_qwk.reason == case.within_question_qwk.reason == "undefined in every question"
+
+
+def test_pooling_questions_of_different_maxima_flatters_and_the_figures_beside_it_do_not() -> None:
+    # Reversed within both questions, yet the 10-point question is known to yield more points.
+    case = measured([0, 1, 9, 10], [1, 0, 10, 9], questions=["a", "a", "b", "b"]).adapter
+    assert case.qwk.value == pytest.approx(1 - 1 / (2 * 20.5), abs=1e-6)
+    assert (case.mean_question_qwk.value, case.within_question_qwk.value) == (-1, -1)
+
+
+def test_confusion_counts_by_human_then_scored() -> None:
+    found = confusion(np.array([0, 0, 1, 1.5]), np.array([0, 1, 1, 0]), (0, 0.5, 1))
+    assert found.labels == (0, 0.5, 1, 1.5)
+    assert found.counts == ((1, 0, 1, 0), (0, 0, 0, 0), (0, 0, 1, 0), (1, 0, 0, 0))
+
+
+def test_calibration_error_of_two_bins() -> None:
+    # Bin (.9, 1]: confidence .95, right half the time: .45.  Bin (.5, .6]: .55, always right: .45.
+    found = calibration([0.95, 0.95, 0.55, 0.55], [True, False, True, True])
+    assert found.ece.value == pytest.approx(0.45)
+    assert [(b.low, b.items, b.accuracy) for b in found.bins if b.items] == [(0.5, 2, 1.0), (0.9, 2, 0.5)]
+    assert found.bins[0].confidence is None
+
+
+def test_bins_are_closed_above_and_every_confidence_has_one() -> None:
+    found = calibration([0.0, 0.5, 0.3, 1.0], [True] * 4)
+    assert [b.items for b in found.bins] == [1, 0, 1, 0, 1, 0, 0, 0, 0, 1]
+    assert calibration([], []).ece.reason == "no items"
+
+
+def test_record_level_sums_the_items_of_records_with_several() -> None:
+    case = measure_records(
+        items([1, 2, 3, 4, 5], [1, 3, 3, 3, 0], records=["a", "a", "b", "b", "c"], rater2=[1, 2, 3, None, 5]), NONE
+    )
+    # Human 3 and 7, scored 4 and 6; of b one second rating is missing, c has one item.
+    assert (case.items, case.adapter.mae.value) == (2, 1)
+    assert case.ceiling.items == 1
+
+
+def test_baselines_learn_from_training_alone() -> None:
+    known = learn([1, 2, 3, 4], [0, 1, 1, 2])
+    # Least squares: slope 3 / 5, through (2.5, 1).
+    assert (known.majority, known.slope, known.intercept) == (1, pytest.approx(0.6), pytest.approx(-0.5))
+    assert learn([5, 5], [2, 0]).majority == 0
+    unknown = measure_scores(items([1, 2], [1, 2]), np.array([np.nan, np.nan]), "no training answer")
+    assert (unknown.items, unknown.qwk.reason) == (0, "no training answer")
+
+
+@pytest.mark.parametrize("step", [1.0, 0.5])
+def test_figures_from_sums_equal_scikit_learn_and_scipy(step: float) -> None:
+    rng = np.random.default_rng(4)
+    human = rng.integers(0, 7, 60) * step
+    scored = np.clip(human + rng.integers(-2, 3, 60) * step, 0, 6 * step)
+    sums = agreement.moments(human, scored, np.full(60, step)).sum(0)
+    codes = [(s / step).astype(int) for s in (human, scored)]
+    assert agreement.qwk(sums) == pytest.approx(cohen_kappa_score(*codes, weights="quadratic", labels=list(range(7))))
+    assert agreement.pearson(sums) == pytest.approx(stats.pearsonr(human, scored).statistic)
+
+
+def test_resampled_figures_equal_those_of_the_resampled_items() -> None:
+    rng = np.random.default_rng(8)
+    human, scored, units = rng.integers(0, 5, 40) / 2, rng.integers(0, 5, 40) / 2, rng.permutation(40) % 8
+    sums = resampled_sums(agreement.moments(human, scored, np.ones(40)), units, resamples=20, seed=3)
+    draws = np.random.default_rng(3).integers(0, 8, size=(20, 8))
+    for draw, kappa in zip(draws, agreement.qwk(sums), strict=True):
+        chosen = np.concatenate([np.flatnonzero(units == u) for u in draw])
+        codes = [(2 * s[chosen]).astype(int) for s in (human, scored)]
+        assert kappa == pytest.approx(cohen_kappa_score(*codes, weights="quadratic", labels=list(range(5))))
+
+
+def simulated(questions: int, answers: int, seed: int = 0) -> Items:
+    rng = np.random.default_rng(seed)
+    n = questions * answers
+    human = rng.integers(0, 5, n)
+    return items(
+        human,
+        np.clip(human + rng.integers(-1, 2, n), 0, 4),
+        base=np.clip(human + rng.integers(-2, 3, n), 0, 4),
+        questions=[f"q{i % questions}" for i in range(n)],
+        rater2=list(np.clip(human + rng.integers(-1, 2, n), 0, 4)),
+    )
+
+
+@pytest.mark.parametrize("questions", [3, 12])
+def test_every_interval_holds_its_estimate_and_questions_are_the_units_if_enough(questions: int) -> None:
+    case = measure("case", simulated(questions, 20), SOME)
+    assert (case.unit, case.units) == (("question", 12) if questions >= MIN_QUESTIONS else ("record", 60))
+    for agreed in (case.base, case.adapter, case.ceiling):
+        for name in ("qwk", "mean_question_qwk", "within_question_qwk", "exact", "pearson", "mae", "smd"):
+            figure = getattr(agreed, name)
+            assert figure.low < figure.value < figure.high, name
+
+
+def test_a_difference_of_equal_scores_is_zero_and_sure() -> None:
+    case = simulated(8, 10)
+    gain = measure("case", replace(case, base=case.adapter), SOME).gain.qwk
+    assert (gain.value, gain.low, gain.high) == (0, 0, 0)
+
+
+def test_pairing_makes_the_gain_surer_than_two_separate_intervals() -> None:
+    case = simulated(8, 20)
+    # The base is the adapter, wrong in one more item of ten.
+    worse = np.where(np.arange(160) % 10 == 0, np.abs(case.adapter - 2), case.adapter)
+    found = measure("case", replace(case, base=worse), SOME)
+    spread = found.gain.qwk.high - found.gain.qwk.low
+    assert spread < (found.adapter.qwk.high - found.adapter.qwk.low) + (found.base.qwk.high - found.base.qwk.low)
+
+
+def test_the_same_seed_gives_the_same_interval_and_another_another() -> None:
+    case = simulated(10, 10)
+    first, again = (measure("case", case, SOME).adapter.qwk for _ in range(2))
+    other = measure("case", case, replace(SOME, seed=1)).adapter.qwk
+    assert first == again
+    assert (first.value, first.low) == (other.value, pytest.approx(other.low, abs=0.1))
+    assert first.low != other.low
+
+
+def test_tails_are_expanded_for_few_units() -> None:
+    # t(.975, 9) = 2.262; Phi(-2.262 x sqrt(10 / 9)) = Phi(-2.385) = .0086 (Hesterberg 2015, 5.3).
+    assert expanded_tail(0.95, 10) == pytest.approx(0.0086, abs=1e-4)
+    assert expanded_tail(0.95, 100_000) == pytest.approx(0.025, abs=1e-5)
+
+
+def test_a_single_unit_has_no_interval_and_says_so() -> None:
+    qwk = measure("case", items([0, 1, 2], [0, 1, 1], records=["r"] * 3), SOME).adapter.qwk
+    assert qwk.value is not None
+    assert (qwk.low, qwk.reason) == (None, "no interval: a single unit cannot be resampled")
+
+
+def test_resamples_without_kappa_are_counted_not_hidden() -> None:
+    # Nine equal items and one other: a third of the resamples lacks it.
+    qwk = measure("case", items([1] * 9 + [2], [1] * 9 + [2]), SOME).adapter.qwk
+    assert qwk.value == 1
+    assert qwk.low is None
+    assert qwk.reason.startswith("no interval: undefined in 1")

@@ -1,0 +1,197 @@
+"""Loading: packed experts compute what dequantised ones compute, and no key is ever lost in silence."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM, Mxfp4Config, set_seed
+
+from gradelora.config import LoraSettings
+from gradelora.errors import BadConfig, KeyMismatch, UnsupportedModel
+from gradelora.model import packed
+from gradelora.model.adapter import attach, load_adapter, lora_config, parameter_counts
+from gradelora.model.load import load_base
+from gradelora.model.tree import TokenTree, tree_inputs
+from tests.tiny_models import save_gpt_oss, save_llama
+
+
+@pytest.fixture(scope="module")
+def gpt_oss(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_gpt_oss(tmp_path_factory.mktemp("gpt-oss"))
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_llama(tmp_path_factory.mktemp("llama"))
+
+
+def with_adapter(folder: Path, weights: Any, precision: Any, **options: Any) -> Any:
+    model = load_base(folder, weights=weights, precision=precision, device="cpu", **options)
+    set_seed(0)
+    model = attach(model, LoraSettings(dropout=0.0))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model.train()
+
+
+def computed(model: Any) -> dict[str, torch.Tensor]:
+    """Loss, logits and every LoRA gradient of a row with two branches."""
+    tree = TokenTree()
+    fork = tree.extend(-1, range(10, 40))
+    tree.extend(fork, range(50, 60))
+    tree.extend(fork, range(70, 90))
+    inputs = tree_inputs([tree], pad_id=0, model=model)
+    found = model(**inputs, labels=inputs["input_ids"])
+    found.loss.backward()
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    assert len(gradients) == 16
+    return {"loss": found.loss.detach(), "logits": found.logits.detach(), **gradients}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("chunk", [0, 1, 3])
+def test_packed_equals_bf16_bit_for_bit(gpt_oss: Path, precision: str, chunk: int) -> None:
+    one = computed(with_adapter(gpt_oss, "packed", precision, expert_chunk=chunk))
+    assert same(one, computed(with_adapter(gpt_oss, "bf16", precision)))
+
+
+def test_packed_experts_with_swapped_nibbles_are_noticed(gpt_oss: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(gpt_oss, tmp_path / "swapped"))
+    for file in folder.glob("*.safetensors"):
+        tensors = load_file(file)
+        swapped = {n: (t >> 4) | (t << 4) if n.endswith("_blocks") else t for n, t in tensors.items()}
+        save_file(swapped, file, metadata={"format": "pt"})
+    one = computed(with_adapter(folder, "packed", "fp32"))
+    assert not same(one, computed(with_adapter(gpt_oss, "bf16", "fp32")))
+
+
+def test_our_bf16_model_is_the_one_that_transformers_dequantises(gpt_oss: Path) -> None:
+    theirs = AutoModelForCausalLM.from_pretrained(
+        gpt_oss, quantization_config=Mxfp4Config(dequantize=True), dtype=torch.bfloat16, attn_implementation="eager"
+    )
+    ours = load_base(gpt_oss, weights="bf16", precision="bf16", device="cpu")
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    assert all(torch.equal(t, theirs.state_dict()[n]) for n, t in ours.state_dict().items())
+    assert torch.equal(ours.model.rotary_emb.inv_freq, theirs.model.rotary_emb.inv_freq)
+    ids = torch.arange(60).unsqueeze(0)
+    assert torch.equal(ours(ids).logits, theirs(ids).logits)
+
+
+def test_a_dense_model_is_the_one_that_transformers_loads(llama: Path) -> None:
+    ours = load_base(llama, weights="bf16", precision="fp32", device="cpu")
+    theirs = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32, attn_implementation="eager")
+    ids = torch.arange(60).unsqueeze(0)
+    assert torch.equal(ours(ids).logits, theirs(ids).logits)
+    assert not any(p.requires_grad for p in ours.parameters())
+    assert ours.config._attn_implementation == "eager"
+
+
+def test_packed_experts_stay_bytes_in_the_checkpoints_file(gpt_oss: Path) -> None:
+    model = load_base(gpt_oss, weights="packed", precision="bf16", device="cpu")
+    experts = [p for n, p in model.named_parameters() if n.endswith(("_blocks", "_scales"))]
+    assert len(experts) == 8
+    assert {p.dtype for p in experts} == {torch.uint8}
+    assert not any(p.requires_grad for p in model.parameters())
+    # Buffers would enter every DeepSpeed checkpoint.
+    assert not any("experts" in n for n, _ in model.named_buffers())
+    mapped = Path("/proc/self/maps").read_text()
+    assert str(gpt_oss.resolve()) in mapped
+
+
+def test_packed_weights_of_a_checkpoint_without_mxfp4_are_refused(llama: Path) -> None:
+    with pytest.raises(UnsupportedModel, match="weights=bf16"):
+        load_base(llama, weights="packed", precision="bf16", device="cpu")
+
+
+@pytest.mark.parametrize("weights", ["packed", "bf16"])
+@pytest.mark.parametrize("lost", ["model.layers.1.mlp.experts.down_proj_scales", "model.norm.weight"])
+def test_a_missing_tensor_is_an_error_that_names_it(gpt_oss: Path, tmp_path: Path, weights: Any, lost: str) -> None:
+    folder = Path(shutil.copytree(gpt_oss, tmp_path / "lost"))
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    del index["weight_map"][lost]
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(KeyMismatch, match="missing"):
+        load_base(folder, weights=weights, precision="bf16", device="cpu")
+
+
+def test_bf16_tensors_under_the_names_of_blocks_are_an_error(gpt_oss: Path, tmp_path: Path) -> None:
+    """The fault of merging with `save_pretrained`: without it the experts would be random on reload."""
+    folder = Path(shutil.copytree(gpt_oss, tmp_path / "merged"))
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    index["weight_map"] = {n: f for n, f in index["weight_map"].items() if not n.endswith("_scales")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    for weights in ("packed", "bf16"):
+        with pytest.raises(KeyMismatch, match="experts"):
+            load_base(folder, weights=weights, precision="bf16", device="cpu")
+
+
+def test_a_dense_checkpoint_with_a_lost_tensor_is_an_error(llama: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(llama, tmp_path / "lost"))
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.0.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(KeyMismatch, match="up_proj"):
+        load_base(folder, weights="bf16", precision="bf16", device="cpu")
+
+
+def test_checkpointing_dequantises_a_layer_twice_a_step_and_changes_nothing(
+    gpt_oss: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gradelora.config import TrainConfig
+    from gradelora.train.setup import prepare_checkpointing
+
+    plain = computed(with_adapter(gpt_oss, "packed", "fp32"))
+    model = with_adapter(gpt_oss, "packed", "fp32")
+    prepare_checkpointing(model, TrainConfig(gradient_checkpointing=True))
+    calls = []
+    dequantize = packed.dequantize
+    monkeypatch.setattr(packed, "dequantize", lambda *a: (calls.append(1), dequantize(*a))[1])
+    assert same(computed(model), plain)
+    matrices = 2 * 2
+    assert len(calls) == 2 * matrices
+
+
+def test_a_target_that_matches_nothing_is_an_error_that_names_what_there_is(gpt_oss: Path) -> None:
+    model = load_base(gpt_oss, weights="packed", precision="bf16", device="cpu")
+    with pytest.raises(BadConfig, match=r"c_attn.*q_proj"):
+        attach(model, LoraSettings(target_modules=("q_proj", "c_attn")))
+
+
+def test_a_saved_adapter_comes_back_and_a_damaged_one_is_an_error(gpt_oss: Path, tmp_path: Path) -> None:
+    from gradelora.train.result import adapter_weights, save_adapter
+
+    model = with_adapter(gpt_oss, "packed", "fp32")
+    weights = adapter_weights(model, zero3=False)
+    save_adapter(tmp_path, weights, model.peft_config["default"], repo_id="a/b", commit="c" * 40)
+    base = load_base(gpt_oss, weights="packed", precision="fp32", device="cpu")
+    loaded = load_adapter(base, tmp_path)
+    ids = torch.arange(40).unsqueeze(0)
+    assert torch.equal(loaded(ids).logits, model.eval()(ids).logits)
+    assert not any(p.requires_grad for p in loaded.parameters())
+    weights.pop(next(iter(weights)))
+    save_adapter(tmp_path, weights, model.peft_config["default"], repo_id="a/b", commit="c" * 40)
+    with pytest.raises(KeyMismatch, match="1 missing"):
+        load_adapter(load_base(gpt_oss, weights="packed", precision="fp32", device="cpu"), tmp_path)
+
+
+def test_gpt_oss_120b_has_the_parameters_that_the_tutorial_prints() -> None:
+    from peft import get_peft_model
+
+    with torch.device("meta"):
+        model = get_peft_model(GptOssForCausalLM(GptOssConfig()), lora_config(LoraSettings()))
+    assert parameter_counts(model) == (5_971_968, 116_835_128_640)
+
+
+def test_packing_changes_no_count(gpt_oss: Path) -> None:
+    one, other = with_adapter(gpt_oss, "packed", "bf16"), with_adapter(gpt_oss, "bf16", "bf16")
+    assert parameter_counts(one) == parameter_counts(other)
+    assert AutoConfig.from_pretrained(gpt_oss).quantization_config["quant_method"] == "mxfp4"
