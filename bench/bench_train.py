@@ -94,14 +94,14 @@ def measure(one: Step, other: Step, rounds: int) -> tuple[float, float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--vocab", type=int, default=201_088, help="the real one by default")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        shape = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 32, "sliding_window": 128}
+        shape = {"hidden_size": 512, "intermediate_size": 512, "head_dim": 32, "sliding_window": 128}
         path = save_gpt_oss(
-            Path(folder), vocab_size=options.vocab, num_hidden_layers=4, initializer_range=0.05, **shape
+            Path(folder), vocab_size=options.vocab, num_hidden_layers=8, initializer_range=0.05, **shape
         )
         data = items(options.vocab)
         shared, separate = [[tuple(range(ANSWERS))]], [[(i,) for i in range(ANSWERS)]]

@@ -29,6 +29,8 @@ from gradelora.config import MergeConfig, Runtime
 from gradelora.errors import Damaged, KeyMismatch, NotEnoughDisk, UnsupportedModel
 from gradelora.merge import merge
 from gradelora.merge.checkpoint import read_checkpoint
+from gradelora.model.adapter import load_adapter
+from gradelora.model.load import load_base
 from gradelora.model.mxfp4 import quantize
 
 RUNTIME = Runtime(threads=1)
@@ -111,7 +113,7 @@ def save_adapter(base: Path, folder: Path, **settings: object) -> Path:
             parameter.data *= 1 + 0.1 * torch.rand_like(parameter)
         elif "lora_" in name:
             parameter.data = torch.randn_like(parameter) * 0.05
-    peft_model.save_pretrained(folder)
+    peft_model.save_pretrained(folder, save_embedding_layers=False)
     return folder
 
 
@@ -241,6 +243,21 @@ def test_merged_scores_are_those_of_base_and_adapter(gpt_oss: Path, plain: Path,
     assert (merged - adapted).abs().max() < 0.05 * (base - adapted).abs().max()
 
 
+def test_the_merged_checkpoint_loads_packed_and_scores_as_base_and_adapter(
+    gpt_oss: Path, plain: Path, tmp_path: Path
+) -> None:
+    run(gpt_oss, plain, tmp_path / "out")
+    ids = torch.arange(60).reshape(2, 30)
+
+    def packed(folder: Path) -> torch.nn.Module:
+        return load_base(folder, weights="packed", precision="fp32", device="cpu")
+
+    with torch.no_grad():
+        merged, base = packed(tmp_path / "out")(ids).logits, packed(gpt_oss)(ids).logits
+        adapted = load_adapter(packed(gpt_oss), plain).eval()(ids).logits
+    assert (merged - adapted).abs().max() < 0.05 * (base - adapted).abs().max()
+
+
 def test_the_tutorials_way_of_merging_loses_the_experts(gpt_oss: Path, plain: Path, tmp_path: Path) -> None:
     PeftModel.from_pretrained(dequantized(gpt_oss), str(plain)).merge_and_unload().save_pretrained(
         tmp_path / "tutorial"
@@ -272,6 +289,16 @@ def test_what_cannot_be_merged_exactly_is_refused_with_the_reason(
     with pytest.raises(UnsupportedModel, match=reason):
         run(gpt_oss, adapter, tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.safetensors*"))
+
+
+def test_a_tied_embedding_is_refused(tmp_path: Path) -> None:
+    base = save_llama(tmp_path / "base")
+    adapter = save_adapter(base, tmp_path / "adapter", target_modules=["q_proj", "lm_head"])
+    config = json.loads((base / "config.json").read_text())
+    run(base, adapter, tmp_path / "untied")
+    (base / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    with pytest.raises(UnsupportedModel, match="tied"):
+        run(base, adapter, tmp_path / "out")
 
 
 @pytest.mark.parametrize(

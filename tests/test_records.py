@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gradelora.errors import BadData
-from gradelora.records import collect_data_files, parse
+from gradelora.records import collect_data_files, parse, stream
 from gradelora.records.columns import PARSE_CODES, to_columns
 from gradelora.records.read import read_files
 from gradelora.records.schema import ITEM_FIELDS
@@ -41,13 +41,13 @@ def code_of(path: Path, data: bytes) -> str | None:
     """The fault's code; None where the file can be read."""
     try:
         read(path, data)
-    except parse.Fault as found:
+    except stream.Fault as found:
         return found.code
     return None
 
 
-def fault(path: Path, data: bytes, max_bytes: int = 2**20) -> parse.Fault:
-    with pytest.raises(parse.Fault) as caught:
+def fault(path: Path, data: bytes, max_bytes: int = 2**20) -> stream.Fault:
+    with pytest.raises(stream.Fault) as caught:
         read(path, data, max_bytes)
     return caught.value
 
@@ -92,12 +92,12 @@ def test_elements_read_many_at_once_are_those_read_one_by_one(tmp_path, texts, a
     found = []
     for at_once in (True, False):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(parse, "CHUNK_CHARS", chunk)
+            patch.setattr(stream, "CHUNK_CHARS", chunk)
             if not at_once:
                 patch.setattr(parse, "_many", lambda text, end: ([], end))
             try:
                 found.append(read(tmp_path / "a.json", data))
-            except parse.Fault as fault:
+            except stream.Fault as fault:
                 found.append(fault.args)
     assert found[0] == found[1]
 
@@ -111,7 +111,7 @@ def test_whole_elements_of_a_chunk_are_read_at_once():
 @given(records=st.lists(json_values, max_size=5), indent=st.sampled_from([None, 1]), chunk=st.integers(1, 40))
 def test_what_is_valid_is_read_as_the_standard_library_reads_it_in_chunks_of_any_size(tmp_path, records, indent, chunk):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parse, "CHUNK_CHARS", chunk)
+        patch.setattr(stream, "CHUNK_CHARS", chunk)
         assert read(tmp_path / "a.json", json.dumps(records, indent=indent).encode()) == records
         assert read(tmp_path / "b.json.gz", gzip.compress(json.dumps(records, indent=indent).encode())) == records
     if records:
@@ -158,7 +158,7 @@ def test_a_batch_checked_value_by_value_gives_the_same_columns_as_one_converted_
 
 
 def test_a_fault_names_line_and_column_also_far_behind_the_first_chunk(tmp_path, monkeypatch):
-    monkeypatch.setattr(parse, "CHUNK_CHARS", 64)
+    monkeypatch.setattr(stream, "CHUNK_CHARS", 64)
     text = "[\n" + ",\n".join(['{"feedback": "é"}'] * 100) + ',\n{"score": 1e999}]'
     found = fault(tmp_path / "a.json", text.encode())
     assert (found.code, found.line, found.column) == ("non_finite", 102, 11)

@@ -144,7 +144,7 @@ def test_equal_prompts_are_computed_once(model: Any, prompts: list[Prompt]) -> N
 
 
 def test_no_pass_has_more_answers_or_padded_tokens_than_allowed(monkeypatch: Any) -> None:
-    monkeypatch.setattr("gradelora.evaluate.branches.TOKENS_PER_ROW", 100)
+    monkeypatch.setattr("gradelora.evaluate.branches.TOKENS_PER_ROW", 1000)
     branches = []
     for i in range(60, 0, -1):
         tree = TokenTree()
@@ -152,7 +152,7 @@ def test_no_pass_has_more_answers_or_padded_tokens_than_allowed(monkeypatch: Any
     batches = list(passes(branches, 2))
     assert [b.prompt for batch in batches for b in batch] == list(range(60, 0, -1))
     assert max(len(batch) for batch in batches) == 2 * ANSWERS_PER_ROW
-    assert all(len(batch) * len(batch[0].tree) <= 200 or len(batch) == 1 for batch in batches)
+    assert all(len(batch) * len(batch[0].tree) <= 2000 or len(batch) == 1 for batch in batches)
 
 
 def test_a_prompt_that_is_all_prefix_is_scored_too(model: Any, prompts: list[Prompt], monkeypatch: Any) -> None:

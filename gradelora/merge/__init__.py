@@ -10,13 +10,14 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from types import ModuleType
 
 from gradelora.artifacts import ASIDE, Adapter, FileEntry, MergedModel, ModelSnapshot, sha256_text
 from gradelora.config import MergeConfig, Runtime
 from gradelora.errors import Damaged, NotEnoughDisk, UnsupportedModel
 from gradelora.merge.checkpoint import INDEX, Shard, index_text, read_checkpoint
 from gradelora.merge.sealing import Journal, Merge, entry_of, seal_shard, write_durably
-from gradelora.merge.targets import ADAPTER_WEIGHTS, Target, read_targets
+from gradelora.merge.targets import ADAPTER_WEIGHTS, Target, read_targets, refuse_tied
 from gradelora.store import fsync
 
 VERSION = 1
@@ -52,7 +53,10 @@ def merge(
             f"{snapshot.repo_id}@{snapshot.commit}; merge it into the base that it was trained on"
         )
     shards = read_checkpoint(snapshot.path)
+    if not (snapshot.path / CONFIG).exists():
+        raise UnsupportedModel(f"{snapshot.path}: has no {CONFIG}; fetch the base model again")
     targets = read_targets(adapter.path, shards)
+    refuse_tied(targets, snapshot.path)
     (out / CONFIG).unlink(missing_ok=True)
     (out / ASIDE).mkdir(parents=True, exist_ok=True)
     journal = Journal(out / ASIDE / JOURNAL, sha256_text(f"{VERSION} {snapshot.digest} {adapter.digest}"))
@@ -90,17 +94,16 @@ def _write_shards(
     runtime: Runtime,
 ) -> list[FileEntry]:
     """Seal every shard that is not yet sealed; the first failure stops the rest."""
-    # torch: only here, so that an all-sealed or refused merge starts at once.
-    from gradelora.merge import arithmetic
-
-    arithmetic.prepare(runtime.threads or os.cpu_count() or 1)
     turn = threading.Lock()
 
     def one_at_a_time(target: Target, base: int, factors: int) -> memoryview:
+        arithmetic = loaded.result()
         with turn:
             return arithmetic.merged_bytes(target, base, factors)
 
-    with ThreadPoolExecutor(WORKERS) as pool:
+    with ThreadPoolExecutor(WORKERS + 1) as pool:
+        # torch takes seconds to import; meanwhile the workers copy.
+        loaded = pool.submit(_arithmetic, runtime.threads or os.cpu_count() or 1)
         waiting = [
             pool.submit(_sealed, source, adapter, out, shard, targets, journal, one_at_a_time) for shard in shards
         ]
@@ -109,6 +112,14 @@ def _write_shards(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _arithmetic(threads: int) -> ModuleType:
+    """The module that needs torch, imported when there is something to merge."""
+    from gradelora.merge import arithmetic
+
+    arithmetic.prepare(threads)
+    return arithmetic
 
 
 def _sealed(
@@ -138,8 +149,6 @@ def _write_rest(snapshot: ModelSnapshot, out: Path, shards: tuple[Shard, ...]) -
         write_durably(out / INDEX, index)
     if read_checkpoint(out) != shards:
         raise Damaged(f"{out}: its headers differ from the base's; delete the folder and merge again")
-    if not (snapshot.path / CONFIG).exists():
-        raise UnsupportedModel(f"{snapshot.path}: has no {CONFIG}; fetch the base model again")
     for name in [*names, CONFIG]:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         part = out / f"{name}.part"

@@ -99,6 +99,14 @@ def _refuse(config: Mapping[str, Any], path: Path) -> None:
         raise UnsupportedModel(f"{path}: {field}={value!r} cannot be merged: {reason}; keep the adapter unmerged")
 
 
+def refuse_tied(targets: Mapping[str, Target], base: Path) -> None:
+    """Raise UnsupportedModel for a weight that the base uses twice: the adapter changed one use alone."""
+    tied = json.loads((base / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings")
+    for name in targets:
+        if tied and name.endswith(("lm_head.weight", "embed_tokens.weight")):
+            raise UnsupportedModel(f"{name}: tied to the other end of the model; keep the adapter unmerged")
+
+
 def _grouped(file: Shard) -> dict[str, dict[str, Tensor]]:
     """Module name -> its factors by kind.  Raises KeyMismatch for a name that is no LoRA factor."""
     kinds = {

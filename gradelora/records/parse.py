@@ -5,35 +5,22 @@ bounded by a chunk and not by the file.  What it lets through is caught by hooks
 keys, NaN and Infinity, numbers beyond a float (1e999, 400 digits), hopeless nesting.
 """
 
-import codecs
-import gzip
-import io
 import json
 import re
-import zlib
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from gradelora.records.locate import locate
+from gradelora.records.stream import SPACE, Fault, Plain, Window, open_plain
 
-CHUNK_CHARS = 4 * 2**20
 BATCH_RECORDS = 20_000
 _AFTER = frozenset(" \t\n\r,]")
 # From the end of one record to what the next begins with.
 _GAP = re.compile(r'([ \t\n\r]*,[ \t\n\r]*)\{(?:[ \t\n\r]*"\w+")?')
-_SPACE = re.compile(r"[ \t\n\r]*")
 # One more digit may pass the largest float, 1.8e308.
 _SAFE_DIGITS = 308
-
-
-class Fault(Exception):
-    """A file that cannot be read: its code, where, and what is wrong there (never its text)."""
-
-    def __init__(self, code: str, detail: str, line: int | None = None, column: int | None = None) -> None:
-        super().__init__(code, detail, line, column)
-        self.code, self.detail, self.line, self.column = code, detail, line, column
 
 
 class _Refused(ValueError):
@@ -78,10 +65,10 @@ def batches(path: Path, max_bytes: int) -> Iterator[list[Any]]:
     if path.stat().st_size > max_bytes:
         raise Fault("too_large", f"{path.stat().st_size} bytes, {max_bytes} allowed")
     with path.open("rb") as raw:
-        plain = _plain(raw, path.name.endswith(".gz"), max_bytes)
+        plain = open_plain(raw, path.name.endswith(".gz"), max_bytes)
         plain.skip_bom()
         stem = path.name.removesuffix(".gz")
-        records = _lines(plain) if stem.endswith(".jsonl") else _elements(_Window(plain))
+        records = _lines(plain) if stem.endswith(".jsonl") else _elements(Window(plain))
         while batch := list(islice(records, BATCH_RECORDS)):
             yield batch
 
@@ -90,103 +77,12 @@ def has_bom(path: Path) -> bool:
     """Whether the text begins with a byte order mark, which is skipped."""
     with path.open("rb") as raw:
         try:
-            return _plain(raw, path.name.endswith(".gz"), 3).skip_bom()
+            return open_plain(raw, path.name.endswith(".gz"), 3).skip_bom()
         except Fault:
             return False
 
 
-class _Plain:
-    """The bytes of a file, unpacked, counted against a limit."""
-
-    def __init__(self, stream: IO[bytes], max_bytes: int) -> None:
-        self.stream, self.left, self.max_bytes = stream, max_bytes, max_bytes
-
-    def skip_bom(self) -> bool:
-        """Drop a UTF-8 byte order mark at the beginning; whether there was one."""
-        found = self._raw(3) == codecs.BOM_UTF8
-        if not found:
-            self.stream.seek(0)
-        return found
-
-    def read(self, size: int) -> bytes:
-        """At most `size` bytes; empty at the end."""
-        return self._counted(self._raw(size))
-
-    def lines(self) -> Iterator[bytes]:
-        """Lines with their ends; a line is held whole."""
-        # One byte past the limit is enough to know that it is passed.
-        while line := self._counted(self._raw_line(self.left + 1)):
-            yield line
-
-    def _counted(self, data: bytes) -> bytes:
-        self.left -= len(data)
-        if self.left < 0:
-            raise Fault("too_large", f"unpacks to more than the {self.max_bytes} bytes allowed")
-        return data
-
-    def _raw(self, size: int) -> bytes:
-        try:
-            return self.stream.read(size)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise Fault("bad_gzip", "the gzip data is damaged or cut off") from error
-
-    def _raw_line(self, size: int) -> bytes:
-        try:
-            return self.stream.readline(size)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise Fault("bad_gzip", "the gzip data is damaged or cut off") from error
-
-
-def _plain(raw: IO[bytes], zipped: bool, max_bytes: int) -> _Plain:
-    return _Plain(io.BufferedReader(gzip.GzipFile(fileobj=raw)) if zipped else raw, max_bytes)
-
-
-class _Window:
-    """Decoded text of which a consumed beginning is forgotten; knows its line and column."""
-
-    def __init__(self, plain: _Plain) -> None:
-        self.plain, self.decoder = plain, codecs.getincrementaldecoder("utf-8")()
-        self.text, self.line, self.column, self.ended = "", 1, 1, False
-
-    def grow(self, consumed: int) -> bool:
-        """Forget `consumed` characters and read on; False at the end of the file."""
-        if self.ended:
-            return False
-        self.line, self.column = self.place(consumed)
-        rest = self.text[consumed:]
-        # At least doubling: a record longer than a chunk is not scanned again for every chunk.
-        data = self.plain.read(max(CHUNK_CHARS, len(rest)))
-        self.ended = not data
-        try:
-            self.text = rest + self.decoder.decode(data, final=self.ended)
-        except UnicodeDecodeError as error:
-            good = error.object[: error.start].decode()
-            self.text = rest + good
-            raise Fault("not_utf8", "a byte that is no UTF-8", *self.place(len(self.text))) from error
-        return True
-
-    def place(self, position: int) -> tuple[int, int]:
-        """Line and column, from 1, of a position in the text."""
-        return place_in(self.text, position, self.line, self.column)
-
-    def skip_space(self, position: int) -> int:
-        """The next position that is no white space, as position 0 after reading on if needed."""
-        while (position := _SPACE.match(self.text, position).end()) == len(self.text):  # type: ignore[union-attr]
-            if not self.grow(position):
-                return position
-            position = 0
-        return position
-
-
-def place_in(text: str, position: int, line: int = 1, column: int = 1) -> tuple[int, int]:
-    """Line and column of a position in a text that begins at `line` and `column`."""
-    newline = text.rfind("\n", 0, position)
-    if newline < 0:
-        return line, column + position
-    return line + text.count("\n", 0, position), position - newline
-
-
-def _elements(window: _Window) -> Iterator[Any]:
+def _elements(window: Window) -> Iterator[Any]:
     """The elements of the one list that the text is."""
     at = window.skip_space(0)
     if at == len(window.text):
@@ -238,12 +134,12 @@ def _many(text: str, end: int) -> tuple[list[Any], int]:
     return (values, cut + 1) if stop == len(listed) else ([], end)
 
 
-def _expect_end(window: _Window, at: int) -> None:
+def _expect_end(window: Window, at: int) -> None:
     if at != len(window.text):
         raise Fault("bad_json", "something follows the end of the data", *window.place(at))
 
 
-def _value(window: _Window, at: int) -> tuple[Any, int]:
+def _value(window: Window, at: int) -> tuple[Any, int]:
     """The value at a position and the position behind it; reads on while it is incomplete."""
     while True:
         try:
@@ -260,7 +156,7 @@ def _value(window: _Window, at: int) -> tuple[Any, int]:
         at = 0
 
 
-def _lines(plain: _Plain) -> Iterator[Any]:
+def _lines(plain: Plain) -> Iterator[Any]:
     """The values of JSON lines; blank lines separate and count as lines."""
     anything = False
     for number, raw in enumerate(plain.lines(), 1):
@@ -269,7 +165,7 @@ def _lines(plain: _Plain) -> Iterator[Any]:
         except UnicodeDecodeError as error:
             column = len(raw[: error.start].decode()) + 1
             raise Fault("not_utf8", "a byte that is no UTF-8", number, column) from error
-        start = _SPACE.match(text).end()  # type: ignore[union-attr]
+        start = SPACE.match(text).end()  # type: ignore[union-attr]
         if start < len(text):
             anything = True
             yield _line(text, start, number)
@@ -287,7 +183,7 @@ def _line(text: str, start: int, number: int) -> Any:
         raise _bad(error, place) from error
     except (_Refused, RecursionError) as error:
         raise _refused(text, start, place) from error
-    if _SPACE.match(text, end).end() != len(text):  # type: ignore[union-attr]
+    if SPACE.match(text, end).end() != len(text):  # type: ignore[union-attr]
         raise Fault("bad_json", "a line must be one record and nothing more", *place(end))
     return value
 

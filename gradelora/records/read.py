@@ -12,6 +12,7 @@ from gradelora.artifacts import DataFiles, FileEntry, sha256_file
 from gradelora.errors import BadData
 from gradelora.records import parse
 from gradelora.records.columns import Rows, joined, to_columns
+from gradelora.records.stream import Fault
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class FileState:
     """One file: what broke it, whether it begins with a byte order mark, its rows."""
 
     name: str
-    fault: parse.Fault | None
+    fault: Fault | None
     bom: bool
     records: int
     items: int
@@ -52,7 +53,7 @@ def read_files(data: DataFiles, max_bytes: int) -> Tables:
                 for batch in parse.batches(path, max_bytes):
                     own.append(_with_file(to_columns(batch, first), number))
                     first += len(batch)
-        except parse.Fault as found:
+        except Fault as found:
             fault, own = found, []
         _same(data, entry)
         sizes = [sum(part[side].table.num_rows for part in own) for side in (0, 1)]

@@ -125,6 +125,9 @@ def environment(config: TrainConfig, runtime: Runtime) -> dict[str, str]:
     env.setdefault("TORCH_EXTENSIONS_DIR", str(DEFAULT_EXTENSIONS.expanduser()))
     if config.device == "cuda":
         env.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    else:
+        # Also where there are GPUs: DeepSpeed would take them.
+        env |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     return env
 
 

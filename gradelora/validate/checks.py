@@ -137,7 +137,7 @@ def find_repeats(answer: NDArray[np.uint64], score: NDArray[np.float64], counts:
     of an answer that has two scores.
     """
     duplicate, conflicting = np.zeros(len(answer), dtype=bool), np.zeros(len(answer), dtype=bool)
-    rows = np.flatnonzero(counts)
+    rows = np.flatnonzero(counts & ~np.isnan(score))
     if len(rows):
         _, group = np.unique(answer[rows], return_inverse=True)
         low, high = np.full(group.max() + 1, np.inf), np.full(group.max() + 1, -np.inf)

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from gradelora.records.columns import Flags
-from gradelora.records.parse import Fault
 from gradelora.records.read import FileState, Tables
+from gradelora.records.stream import Fault
 from gradelora.validate.codes import BY_NAME, CODES, Level, worst
 from gradelora.validate.findings import FileFindings
 from gradelora.validate.quarantine import Checked
