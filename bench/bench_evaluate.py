@@ -27,12 +27,12 @@ Decisions = list[float | None]
 
 def sample(layout: Any, answers: int) -> tuple[list[Any], dict[str, Any]]:
     """Prompts of up to `answers` answers to every question of the sample, and the candidates."""
-    from gradelora.encode.candidates import grid
+    from gradelora.encode.candidates import coarsest_step, grid
     from gradelora.evaluate.candidates import Candidates
     from gradelora.evaluate.likelihood import Prompt
 
     by_question: dict[str, list[Any]] = {}
-    candidates = {}
+    seen: dict[str, tuple[float, set[float]]] = {}
     for path in sorted((ROOT / "data" / "sample").glob("*.json")):
         for record in json.loads(path.read_text()):
             for item in record["rubric_alignment"]:
@@ -40,11 +40,13 @@ def sample(layout: Any, answers: int) -> tuple[list[Any], dict[str, Any]]:
                 prefix = layout.prefix(item["question"], item.get("rubric"), item["max_score"])
                 ids = (*prefix, *layout.answer(item["answer"]), *layout.closing)
                 by_question.setdefault(key, []).append(Prompt(ids, len(prefix), key))
-                scores = grid(item["max_score"], 0.5, set())
-                targets = tuple(tuple(layout.candidate(s)) for s in scores)
-                candidates[key] = Candidates(
-                    max_score=item["max_score"], step=0.5, scores=tuple(scores), targets=targets
-                )
+                seen.setdefault(key, (item["max_score"], set()))[1].add(item["score"])
+    candidates = {}
+    for key, (maximum, given) in seen.items():
+        step = coarsest_step(given)
+        scores = grid(maximum, step, given)
+        targets = tuple(tuple(layout.candidate(score)) for score in scores)
+        candidates[key] = Candidates(max_score=maximum, step=step, scores=tuple(scores), targets=targets)
     # Different answers alone: scoring computes equal ones once, which generate could do as well.
     return [p for found in by_question.values() for p in list(dict.fromkeys(found))[:answers]], candidates
 
@@ -148,7 +150,7 @@ def compare(rounds: int, answers: int) -> None:
     model = load_base(folder, weights="bf16", precision="fp32", device="cpu")
     prompts, candidates = sample(layout, answers)
     tokens = sum(len(p.ids) for p in prompts) / len(prompts)
-    print(f"{len(prompts)} answers to {len(candidates)} questions, {tokens:.0f} tokens a prompt, half points, fp32")
+    print(f"{len(prompts)} answers to {len(candidates)} questions, {tokens:.0f} tokens a prompt, fp32")
     seconds: dict[str, list[float]] = {name: [] for name in ARMS}
     decided: dict[str, Decisions] = {}
     for turn in range(rounds):

@@ -2,14 +2,14 @@
 
 An artifact is a set of files and the facts about them.  Its `digest` is its identity:
 contents and facts, never paths or times, so the same work gives the same digest
-everywhere.  Files under `aside/` (logs, Data Docs, timings) are kept and listed but carry
-times, and so take no part in the digest.
+everywhere.  What lies under `aside/` (logs, Data Docs, timings) carries times: it is kept
+beside the artifact and is no part of it.
 """
 
 import hashlib
 import json
 import os
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel as PydanticModel
@@ -61,9 +61,11 @@ class FileEntry(Frozen):
 
 
 def files_under(folder: Path) -> tuple[FileEntry, ...]:
-    """Every regular file below `folder`, by name; `receipt.json` is not its own content."""
+    """Every regular file below `folder` that is part of an artifact, by name: no receipt, nothing aside."""
     names = []
-    for where, _, files in os.walk(folder):
+    for where, folders, files in os.walk(folder):
+        if Path(where) == folder and ASIDE in folders:
+            folders.remove(ASIDE)
         names += [(Path(where) / f).relative_to(folder).as_posix() for f in files]
     return tuple(FileEntry.of(folder / n, n) for n in sorted(names) if n != "receipt.json")
 
@@ -84,7 +86,7 @@ class Artifact(Frozen):
     @property
     def digest(self) -> str:
         """sha256 of kind, facts and file contents."""
-        contents = [[f.name, f.size, f.sha256] for f in self.files if PurePosixPath(f.name).parts[0] != ASIDE]
+        contents = [[f.name, f.size, f.sha256] for f in self.files]
         facts = self.model_dump(mode="json", exclude=set(self.IDENTITY_EXCLUDES))
         return sha256_text(canonical_json([type(self).__name__, facts, contents]))
 

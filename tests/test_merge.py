@@ -409,6 +409,25 @@ def test_a_run_goes_on_behind_the_sealed_shards(gpt_oss: Path, plain: Path, tmp_
     assert not list((tmp_path / "out").glob("*.part"))
 
 
+@pytest.mark.parametrize("place", ["untouched", "merged"])
+def test_a_byte_that_the_disk_changed_is_found_before_the_shard_counts(
+    gpt_oss: Path, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    shard = read_checkpoint(gpt_oss)[0]
+    touched = next(t for t in shard.tensors if t.name.endswith("proj.weight") and "self_attn" in t.name)
+    at = touched.start if place == "merged" else touched.end
+
+    def careless(file: int) -> None:
+        if os.fstat(file).st_size == shard.size:
+            os.pwrite(file, bytes([os.pread(file, 1, at)[0] ^ 1]), at)
+
+    monkeypatch.setattr(os, "fsync", careless)
+    with pytest.raises(Damaged, match=shard.name):
+        run(gpt_oss, plain, tmp_path / "out")
+    assert not (tmp_path / "out" / shard.name).exists()
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
 def test_another_adapters_shards_are_not_taken_for_sealed(gpt_oss: Path, plain: Path, tmp_path: Path) -> None:
     other = save_adapter(gpt_oss, tmp_path / "other", r=4)
     run(gpt_oss, other, tmp_path / "out")

@@ -16,9 +16,9 @@ from gradelora.evaluate.metrics import write_metrics
 from gradelora.evaluate.predictions import FILE, Prediction, write_predictions
 from gradelora.evaluate.sections import Learned, summarise
 from gradelora.gate import judge
+from gradelora.hardware import PRESETS
 from gradelora.preflight import Plan
 from gradelora.preflight.disk import DiskPlan
-from gradelora.hardware import PRESETS
 from gradelora.preflight.memory import MemoryPlan, Need
 from gradelora.preflight.size import ModelSize
 from gradelora.report import ReportInput, StageRow, model_card, write_card, write_report

@@ -48,7 +48,7 @@ def test_the_digest_ignores_paths_and_what_lies_aside(tmp_path: Path) -> None:
     assert one.path != two.path
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "aside", "receipt", "receipt gone", "facts"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "receipt", "receipt gone", "facts"])
 def test_a_damaged_artifact_is_built_again_and_says_why(tmp_path: Path, damage: str) -> None:
     store = Store(tmp_path)
     folder = obtain(store).artifact.path
@@ -60,8 +60,6 @@ def test_a_damaged_artifact_is_built_again_and_says_why(tmp_path: Path, damage: 
             word.write_text("")
         case "delete":
             word.unlink()
-        case "aside":
-            (folder / "aside" / "when.txt").unlink()
         case "receipt":
             receipt.write_text(receipt.read_text()[:-40])
         case "receipt gone":
@@ -95,6 +93,19 @@ def test_rebuilding_one_artifact_leaves_what_follows_cached(tmp_path: Path) -> N
     assert follow()
 
 
+def test_what_lies_aside_is_kept_and_is_no_part_of_the_artifact(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    note = obtain(store).artifact.path / "aside" / "when.txt"
+    note.write_text("later")
+    assert obtain(store).cached
+
+
+def test_a_stage_in_a_child_process_is_cached_the_next_time(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    states = [store.obtain(toy.toy, ToyConfig(), runtime=Runtime(threads=1)).cached for _ in range(2)]
+    assert states == [False, True]
+
+
 def test_a_failed_build_leaves_nothing_sealed(tmp_path: Path) -> None:
     store = Store(tmp_path)
     with pytest.raises(Exception, match="add answers"):
@@ -108,7 +119,7 @@ def test_leftovers_of_a_killed_build_are_not_part_of_the_next(tmp_path: Path) ->
     half = tmp_path / "toy" / f".{key_of(toy.toy, ToyConfig(), ())}.building"
     half.mkdir(parents=True)
     (half / "stale.txt").write_text("from a killed run")
-    assert {f.name for f in obtain(store).artifact.files} == {"word.txt", "aside/when.txt"}
+    assert {f.name for f in obtain(store).artifact.files} == {"word.txt"}
 
 
 def _hold_and_work(root: str, seconds: float) -> None:

@@ -101,9 +101,9 @@ def _write_shards(
         with turn:
             return arithmetic.merged_bytes(target, base, factors)
 
-    with ThreadPoolExecutor(WORKERS + 1) as pool:
+    with ThreadPoolExecutor(1) as loader, ThreadPoolExecutor(WORKERS) as pool:
         # torch takes seconds to import; meanwhile the workers copy.
-        loaded = pool.submit(_arithmetic, runtime.threads or os.cpu_count() or 1)
+        loaded = loader.submit(_arithmetic, runtime.threads or os.cpu_count() or 1)
         waiting = [
             pool.submit(_sealed, source, adapter, out, shard, targets, journal, one_at_a_time) for shard in shards
         ]

@@ -134,12 +134,12 @@ def _read_back(
     digest, position = hashlib.sha256(), 0
     for target in _targets_of(shard, targets):
         _compare(written, base, position, target.weight.start, digest.update, shard.name)
-        expected = merge(target, base, factors)
-        found = bytearray(len(expected))
-        read_into(written, found, target.weight.start)
-        digest.update(found)
-        # Hashes of both, since comparing a memoryview goes byte by byte in Python.
-        if hashlib.sha256(found).digest() != hashlib.sha256(expected).digest():
+        # Hashes are compared: a second weight in memory is not needed, and memoryviews compare byte by byte.
+        expected, found = hashlib.sha256(merge(target, base, factors)), hashlib.sha256()
+        for piece in _pieces(written, target.weight.start, target.weight.end):
+            digest.update(piece)
+            found.update(piece)
+        if found.digest() != expected.digest():
             raise Damaged(f"{shard.name}: {target.weight.name} reads back differently; check the disk and run again")
         position = target.weight.end
     _compare(written, base, position, shard.size, digest.update, shard.name)
@@ -147,16 +147,20 @@ def _read_back(
 
 
 def _compare(written: int, base: int, start: int, end: int, update: Callable[[bytearray], None], name: str) -> None:
-    # Two buffers for all pieces: fresh ones would be kept by the allocator, thread by thread.
-    found, expected = bytearray(PIECE_BYTES), bytearray(PIECE_BYTES)
+    for found, expected in zip(_pieces(written, start, end), _pieces(base, start, end), strict=True):
+        if found != expected:
+            raise Damaged(f"{name}: differs from the base between bytes {start} and {end}; check the disk, run again")
+        update(found)
+
+
+def _pieces(file: int, start: int, end: int) -> Iterator[bytearray]:
+    """Bytes [start, end) in one buffer that is filled again and again."""
+    buffer = bytearray(PIECE_BYTES)
     for position in range(start, end, PIECE_BYTES):
         if end - position < PIECE_BYTES:
-            found, expected = bytearray(end - position), bytearray(end - position)
-        read_into(written, found, position)
-        read_into(base, expected, position)
-        if found != expected:
-            raise Damaged(f"{name}: byte {position} and on differ from the base; check the disk and run again")
-        update(found)
+            buffer = bytearray(end - position)
+        read_into(file, buffer, position)
+        yield buffer
 
 
 def _targets_of(shard: Shard, targets: Mapping[str, Target]) -> list[Target]:

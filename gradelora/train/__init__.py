@@ -7,8 +7,6 @@ heavy.  A run cut off goes on from its newest sealed checkpoint.
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +18,7 @@ from gradelora.artifacts import ASIDE, Adapter, EncodedDataset, ModelSnapshot
 from gradelora.child import Failure
 from gradelora.config import Runtime, TrainConfig
 from gradelora.errors import BadData, ChildFailed, MissingTool, NotEnoughGpus, RankLost, by_name
+from gradelora.hardware import gpu_bytes, missing_tools, tool_path
 from gradelora.train.job import FAILURE, RESULT, Job, Result
 from gradelora.train.seals import FOLDER
 
@@ -68,34 +67,19 @@ def _check(config: TrainConfig, data: EncodedDataset) -> None:
     if data.splits.train == 0:
         raise BadData(f"{data.path}: no item is left to train on; lower the shares in validation.split or add data")
     if config.device == "cuda":
-        gpus = _gpus()
+        gpus = len(gpu_bytes())
         if gpus < config.processes:
             raise NotEnoughGpus(
                 f"train.processes={config.processes}, but this machine has {gpus} CUDA GPUs; "
                 "lower train.processes, or set train.device=cpu"
             )
     if config.parallel != "layers" and config.device == "cpu":
-        missing = [tool for tool in ("g++", "ninja") if shutil.which(tool, path=_path()) is None]
+        missing = missing_tools()
         if missing:
             raise MissingTool(
                 f"DeepSpeed compiles an operator for CPUs and needs {' and '.join(missing)}; "
                 "install build-essential and ninja, or set train.parallel=layers with train.processes=1"
             )
-
-
-def _gpus() -> int:
-    """CUDA GPUs as the driver lists them; torch is too heavy to ask here."""
-    if shutil.which("nvidia-smi") is None:
-        return 0
-    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False, timeout=60)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    count = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
-    return count if visible is None else min(count, len([v for v in visible.split(",") if v.strip()]))
-
-
-def _path() -> str:
-    """PATH with this interpreter's own folder first: torchrun and ninja lie there."""
-    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 
 def command(config: TrainConfig, request: Path) -> list[str]:
@@ -115,20 +99,25 @@ def environment(config: TrainConfig, runtime: Runtime) -> dict[str, str]:
     threads = runtime.threads or max(1, (os.cpu_count() or 1) // config.processes)
     env = {
         **os.environ,
-        "PATH": _path(),
+        **environment_of_tools(),
         "OMP_NUM_THREADS": str(threads),
         # Nothing here may reach for the Hub: all files are in the snapshot.
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
     }
-    env.setdefault("TORCH_EXTENSIONS_DIR", str(DEFAULT_EXTENSIONS.expanduser()))
     if config.device == "cuda":
         env.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     else:
         # Also where there are GPUs: DeepSpeed would take them.
         env |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     return env
+
+
+def environment_of_tools() -> dict[str, str]:
+    """Where compilers are found and where compiled operators are kept."""
+    folder = os.environ.get("TORCH_EXTENSIONS_DIR", str(DEFAULT_EXTENSIONS.expanduser()))
+    return {"PATH": tool_path(), "TORCH_EXTENSIONS_DIR": folder}
 
 
 def _launch(config: TrainConfig, runtime: Runtime, request: Path, aside: Path) -> None:
