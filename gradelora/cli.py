@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("files", nargs="+", metavar="FILE")
     score.add_argument("--out", type=Path, required=True, help="folder for scores.jsonl; a second call goes on there")
     score.add_argument("--threshold", type=float, default=0.7, help="confidence below which a human should look")
+    _command(commands, "rollback", "go back to the champion before the present one", _rollback)
     verify = _command(commands, "verify", "re-hash every sealed artifact", _verify)
     verify.add_argument("--fast", action="store_true", help="sizes and times alone for large artifacts")
     _command(commands, "doctor", "check this machine, one line each", _doctor)
@@ -156,9 +157,28 @@ def _score(arguments: argparse.Namespace) -> int:
 
     run = _config(arguments)
     pipeline = Pipeline(run, _tell)
-    data = collect_data_files(tuple(arguments.files))
-    scored = score(run.encode, run.evaluate, pipeline.snapshot, pipeline.adapter, data, out=arguments.out)
+    scored = score(
+        run.encode,
+        run.evaluate,
+        pipeline.snapshot,
+        pipeline.adapter,
+        collect_data_files(tuple(arguments.files)),
+        out=arguments.out,
+        threshold=arguments.threshold,
+        trained_on=pipeline.encoded,
+        runtime=run.runtime,
+    )
     _print(arguments, scored)
+    return 0
+
+
+def _rollback(arguments: argparse.Namespace) -> int:
+    from gradelora.champion import rollback
+
+    run = _config(arguments)
+    champion = rollback(run.store.root, run.name)
+    now = f"the adapter of {champion.promoted}: {champion.adapter.path}" if champion else "the base"
+    print(json.dumps(champion and champion.model_dump(mode="json")) if arguments.json else f"{run.name} uses {now}")
     return 0
 
 

@@ -172,8 +172,10 @@ class Runtime(Frozen):
     hub_cache: Path | None = Field(None, description="default: HF_HUB_CACHE, then HF_HOME/hub")
     hub_timeout_s: float = Field(30, gt=0)
     hub_retries: int = Field(5, ge=0)
-    fetch_engine: Literal["auto", "hf_transfer", "http", "stock"] = Field(
-        "auto", description="auto: hf_transfer for large files where the cache's file system has holes, else http"
+    fetch_engine: Literal["auto", "hf_transfer", "http", "xet", "stock"] = Field(
+        "auto",
+        description="auto: hf_transfer for large files where the cache's file system has holes, else http;"
+        " stock: huggingface_hub's own client; xet: the same, refused where hf_xet cannot be used",
     )
     fetch_connections: int = Field(8, ge=1, le=64, description="of hf_transfer and http; hosts cap each one")
     fetch_stall_s: float = Field(30, gt=0, description="a connection that brings nothing for so long is replaced")

@@ -13,7 +13,19 @@ from gradelora.reference import reference
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
-COMMANDS = ("plan", "fetch", "validate", "encode", "train", "evaluate", "merge", "score", "verify", "doctor")
+COMMANDS = (
+    "plan",
+    "fetch",
+    "validate",
+    "encode",
+    "train",
+    "evaluate",
+    "merge",
+    "score",
+    "rollback",
+    "verify",
+    "doctor",
+)
 
 
 def test_the_configuration_page_is_what_the_configuration_says() -> None:

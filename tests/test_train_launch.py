@@ -79,7 +79,7 @@ def test_no_items_to_train_on_is_refused_before_anything_starts(snapshot: ModelS
 def test_more_processes_than_gpus_are_refused(
     snapshot: ModelSnapshot, data: EncodedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradelora.train._gpus", lambda: 1)
+    monkeypatch.setattr("gradelora.train.gpu_bytes", lambda: [143 * 2**30])
     with pytest.raises(NotEnoughGpus, match="1 CUDA GPUs"):
         train(changed(device="cuda"), snapshot, data, out=tmp_path, runtime=RUNTIME)
 

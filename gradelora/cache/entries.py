@@ -51,21 +51,6 @@ def spell_time(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.gmtime(seconds))
 
 
-def is_locked(path: Path) -> bool:
-    """Whether a living process holds the lock; the kernel frees those of the dead."""
-    try:
-        fd = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
-
-
 @contextlib.contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
     """Hold a lock while something is removed.  Raises BadConfig where work holds it."""

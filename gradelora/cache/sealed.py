@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gradelora.artifacts import ASIDE
-from gradelora.cache.entries import Entry, is_locked, locked, size_under, spell_time
+from gradelora.cache.entries import Entry, locked, size_under, spell_time
 from gradelora.champion import FOLDER, read_champions
 from gradelora.errors import Damaged
+from gradelora.hub.locks import is_locked
 from gradelora.store import RECEIPT, Receipt, Store, read_receipt
 
 BUILDING = ".building"
@@ -93,7 +94,7 @@ def remove(entry: Entry) -> None:
 
 
 def _champions(root: Path) -> dict[str, set[str]]:
-    """By deployment: digests of the champion's artifacts, of its inputs, and of those it can be rolled back to."""
+    """By deployment: digests of the champion's adapter and report, and of those that it can be rolled back to."""
     found: dict[str, set[str]] = {}
     for file in sorted((root / FOLDER).glob("*.json")):
         champions = read_champions(root, file.stem)

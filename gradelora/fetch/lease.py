@@ -19,7 +19,7 @@ POLL_S = 0.3
 def lease(cache: RepoCache) -> Iterator[None]:
     """Hold the repository's lease; the kernel frees it when its holder dies."""
     cache.notes.mkdir(parents=True, exist_ok=True)
-    fd = os.open(cache.notes / "fetch.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    fd = os.open(cache.lease, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         waiting = False
         while not _locked(fd):

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from gradelora.artifacts import BaseModel, ModelSnapshot, RemoteFile
 from gradelora.config import FetchConfig, Runtime
-from gradelora.fetch.engines import Download
+from gradelora.fetch.engines import Download, transfer_is_asked_for
 from gradelora.fetch.lease import lease
 from gradelora.fetch.progress import Progress, spell_bytes
 from gradelora.fetch.verify import Verifier
@@ -41,7 +41,13 @@ def _bring(
     runtime: Runtime,
 ) -> ModelSnapshot:
     """Get what is missing, then finish."""
-    _report_orphans(cache, base.remote_files)
+    _report_orphans(cache, base)
+    if transfer_is_asked_for():
+        print(
+            "fetch: HF_HUB_ENABLE_HF_TRANSFER is set; huggingface_hub ignores it since 1.0,"
+            f" here runtime.fetch_engine={runtime.fetch_engine} decides (auto takes it as hf_transfer)",
+            flush=True,
+        )
     verifier = Verifier(cache, base.commit)
     verifier.drop_truncated(wanted)
     missing = [f for f in wanted if not cache.holds(base.commit, f)]
@@ -97,14 +103,16 @@ def _link(client: HubClient, base: BaseModel, wanted: Sequence[RemoteFile]) -> N
     client.call(f"{base.repo_id} at {base.commit[:12]}", download)
 
 
-def _report_orphans(cache: RepoCache, files: Sequence[RemoteFile]) -> None:
+def _report_orphans(cache: RepoCache, base: BaseModel) -> None:
     """Say what earlier downloads left behind that nothing will go on with."""
-    orphans = list(cache.orphans(files))
+    orphans = list(cache.orphans(base.remote_files))
     if orphans:
         size = spell_bytes(sum(o.size for o in orphans))
-        print(f"fetch: {len(orphans)} orphaned parts of earlier downloads hold {size}; remove with:", flush=True)
-        for orphan in orphans:
-            print(f"  rm '{orphan.path}'", flush=True)
+        print(
+            f"fetch: {len(orphans)} orphaned parts of earlier downloads hold {size}; to remove them:"
+            f" gradelora fetch --repo {base.repo_id} --revision {base.commit} --cache-dir '{cache.cache}' --yes",
+            flush=True,
+        )
 
 
 class _Silent(tqdm):

@@ -33,13 +33,13 @@ _NOTES = TypeAdapter(dict[str, Verified])
 
 
 class Verifier:
-    """Checks the files of one commit in one cache."""
+    """Checks the files of one commit in one cache; `deep` reads also what is noted as verified."""
 
-    def __init__(self, cache: RepoCache, commit: str) -> None:
+    def __init__(self, cache: RepoCache, commit: str, *, deep: bool = False) -> None:
         self._cache = cache
         self._snapshot = cache.snapshot(commit)
         self._path = cache.notes / "verified.json"
-        self._notes = self._read_notes()
+        self._notes = {} if deep else self._read_notes()
 
     def drop_truncated(self, wanted: Sequence[RemoteFile]) -> None:
         """Remove cached files of a wrong size: the stock client takes them for whole."""
@@ -75,6 +75,13 @@ class Verifier:
         assert file.sha256 is not None
         stat = self._cache.blob(file).stat()
         self._notes[file.sha256] = Verified(size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=file.sha256)
+
+    def state(self, file: RemoteFile) -> str:
+        """In words how a file is; nothing is removed."""
+        path = self._snapshot / file.name
+        if not path.exists():
+            return "missing" if not path.is_symlink() else "missing: its link leads nowhere"
+        return "ok" if self._entry(file) else "has other contents than the Hub announced"
 
     def _entry(self, file: RemoteFile) -> FileEntry | None:
         """The file's entry, or None where its contents are not those announced."""

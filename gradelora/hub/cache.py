@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from gradelora.artifacts import RemoteFile
+from gradelora.hub.locks import is_locked
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -51,6 +52,17 @@ class RepoCache:
     def parts(self) -> Path:
         """Files on their way, and the journals of what is there of them."""
         return self.folder / "gradelora" / "parts"
+
+    @property
+    def lease(self) -> Path:
+        """Locked by the process that downloads."""
+        return self.notes / "fetch.lock"
+
+    @property
+    def busy(self) -> bool:
+        """Whether a download goes on, ours or one of huggingface_hub's."""
+        theirs = (self.cache / ".locks" / self.folder.name).glob("*.lock")
+        return is_locked(self.lease) or any(is_locked(lock) for lock in theirs)
 
     def snapshot(self, commit: str) -> Path:
         """The files of a commit by name, as links to blobs."""
