@@ -12,8 +12,10 @@ from typing import Any
 
 from gradelora import __version__
 from gradelora.artifacts import Artifact, Frozen
+from gradelora.cache import command as cache_options
 from gradelora.config import RunConfig, load_config
 from gradelora.errors import Damaged, GradeloraError
+from gradelora.fetch import command as fetch_options
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -48,21 +50,31 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--out", type=Path, required=True, help="folder for scores.jsonl; a second call goes on there")
     score.add_argument("--threshold", type=float, default=0.7, help="confidence below which a human should look")
     _command(commands, "rollback", "go back to the champion before the present one", _rollback)
-    verify = _command(commands, "verify", "re-hash every sealed artifact", _verify)
-    verify.add_argument("--fast", action="store_true", help="sizes and times alone for large artifacts")
+    bring = commands.add_parser("fetch", help=FETCH, description=FETCH)
+    fetch_options.add_options(bring)
+    _common(bring, _fetch, config_required=False)
+    verify = commands.add_parser("verify", help="re-hash every sealed artifact, or one model of the Hub cache")
+    fetch_options.add_place_options(verify)
+    depth = verify.add_mutually_exclusive_group()
+    depth.add_argument("--deep", action="store_true", help="read every byte: the default")
+    depth.add_argument("--fast", action="store_true", help="sizes and times alone for large files")
+    _common(verify, _verify, config_required=False)
+    cache = commands.add_parser("cache", help=CACHE, description=CACHE)
+    cache_options.add_options(cache)
+    _common(cache, cache_options.cache_command, config_required=False)
     _command(commands, "doctor", "check this machine, one line each", _doctor)
     return parser
 
 
+FETCH = "bring the base model's files into the Hub cache, every byte verified"
+CACHE = "show what the Hub cache and the store hold and what needs it; remove what is named or needed by nothing"
 STAGES = {
-    "fetch": "bring the base model's files into the Hub cache, every byte verified",
     "encode": "turn validated items into tokens",
     "train": "train the adapter",
     "evaluate": "score held-out items with base and adapter",
     "merge": "add the adapter to the base's weights, in the base's own format",
 }
 PROPERTIES = {
-    "fetch": "snapshot",
     "encode": "encoded",
     "train": "adapter",
     "evaluate": "evaluation",
@@ -182,8 +194,23 @@ def _rollback(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _fetch(arguments: argparse.Namespace) -> int:
+    snapshot = fetch_options.fetch_command(arguments)
+    _print(arguments, snapshot, {"digest": snapshot.digest})
+    return 0
+
+
 def _verify(arguments: argparse.Namespace) -> int:
+    from gradelora.errors import BadConfig
     from gradelora.store import Store, verify_folder
+
+    if arguments.repo or not arguments.config:
+        files = fetch_options.verify_command(arguments)
+        report = [{"file": name, "state": state} for name, state in files]
+        print(json.dumps(report) if arguments.json else "\n".join(f"{state:8} {name}" for name, state in files))
+        return 0 if all(state == "ok" for _, state in files) else 1
+    if arguments.revision or arguments.cache_dir:
+        raise BadConfig("--revision and --cache-dir belong to one model; name it with --repo")
 
     damaged, rows = 0, []
     for folder in Store(_config(arguments).store.root).folders():

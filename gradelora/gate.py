@@ -82,15 +82,16 @@ def judge(
     `data_digest` is that of the EncodedDataset which `report` was made from.
     Raises BadConfig where the split has no items.
     """
-    why = _why_base(champion, report, data_digest, config.split)
-    if champion is None or why:
-        return decide(config, compare_with_base(config.split, report, why))
-    verdict = decide(config, compare_with_champion(config.split, evaluation, report, champion))
-    if champion.adapter.digest == adapter.digest:
+    if champion is not None and champion.adapter.digest == adapter.digest:
+        # Against itself it gains nothing; the figures that tell something are those against the base.
+        verdict = decide(config, compare_with_base(config.split, report, "this adapter is the champion itself"))
         return verdict.model_copy(
             update={"promoted": True, "reason": f"already the champion since {champion.promoted}"}
         )
-    return verdict
+    why = _why_base(champion, report, data_digest, config.split)
+    if champion is None or why:
+        return decide(config, compare_with_base(config.split, report, why))
+    return decide(config, compare_with_champion(config.split, evaluation, report, champion))
 
 
 def decide(config: GateConfig, comparison: Comparison) -> Verdict:

@@ -19,6 +19,7 @@ from gradelora.sandbox.demo import REPO_ID
 from gradelora.sandbox.hub import LoopbackHub
 
 ROOT = Path(__file__).parents[1]
+STAGES = ("fetch tokenizer", "fetch everything", "validate", "encode", "train", "evaluate")
 # Four optimizer steps: enough to go through everything, too few to learn.
 QUICK = ["train.max_steps=4", "train.warmup_steps=1", "evaluate.resamples=200"]
 

@@ -24,6 +24,7 @@ COMMANDS = (
     "score",
     "rollback",
     "verify",
+    "cache",
     "doctor",
 )
 

@@ -6,11 +6,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gradelora.cache import hub, sealed
 from gradelora.cache.entries import Entry
 from gradelora.config import Runtime, load_config
 from gradelora.errors import BadConfig
-from gradelora.hub import HubClient
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +22,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def cache_command(arguments: argparse.Namespace, ask: Callable[[str], str] = input) -> int:
     """List everything, or remove what is asked for; 0 when that was done, 1 when the answer was no."""
+    from gradelora.cache import hub, sealed
+    from gradelora.hub import HubClient
+
     run = load_config(arguments.config, arguments.overrides) if arguments.config else None
     runtime = run.runtime if run else Runtime.model_validate({})
     cache = HubClient(runtime.model_copy(update={"hub_cache": arguments.cache_dir or runtime.hub_cache})).cache
@@ -56,6 +57,8 @@ def _named(entries: Sequence[Entry], names: Sequence[str]) -> list[Entry]:
 
 
 def _remove(chosen: Sequence[Entry], cache: Path, arguments: argparse.Namespace, ask: Callable[[str], str]) -> int:
+    from gradelora.cache import hub, sealed
+
     # Questions and the list go to stderr where stdout is for a machine.
     out = sys.stderr if arguments.json else sys.stdout
     size = sum(e.size_bytes for e in chosen)

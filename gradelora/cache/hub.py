@@ -38,6 +38,8 @@ def _revision(
     fixed = fetching = cache.busy
     if fetching:
         needed["a download in progress"] = None
+    if not holdings:
+        needed["unknown: no store is given"] = None
     for held in holdings:
         users, held_fast = held.users_of_snapshot(repo.repo_id, revision.commit_hash)
         needed.update(dict.fromkeys(users))

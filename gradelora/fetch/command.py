@@ -7,12 +7,14 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from gradelora.artifacts import BaseModel, ModelSnapshot, RemoteFile
 from gradelora.config import BaseModelConfig, FetchConfig, Runtime, load_config
 from gradelora.errors import BadConfig, NotCached
-from gradelora.hub import HubClient, RepoCache
+
+if TYPE_CHECKING:
+    from gradelora.hub import RepoCache
 
 ENGINES = get_args(Runtime.model_fields["fetch_engine"].annotation)
 
@@ -35,6 +37,7 @@ def fetch_command(arguments: argparse.Namespace, ask: Callable[[str], str] = inp
     """The snapshot, through the store where a configuration names one.  Progress goes to stderr."""
     from gradelora import child
     from gradelora.fetch import fetch
+    from gradelora.hub import HubClient
     from gradelora.resolve import resolve
     from gradelora.store import Store
 
@@ -58,6 +61,7 @@ def verify_command(arguments: argparse.Namespace) -> list[tuple[str, str]]:
     Raises NotCached where the cache knows nothing of the model.
     """
     from gradelora.fetch.verify import Verifier
+    from gradelora.hub import HubClient
 
     config, runtime, _ = _asked(arguments)
     cache = HubClient(runtime).repo_cache(config.repo_id)
@@ -102,7 +106,7 @@ def _expected(snapshot: Path, tree: tuple[RemoteFile, ...]) -> list[RemoteFile]:
     return [f for f in tree if f.name in weights or os.path.lexists(snapshot / f.name)]
 
 
-def _offer_removal(cache: RepoCache, base: BaseModel, yes: bool, ask: Callable[[str], str]) -> None:
+def _offer_removal(cache: "RepoCache", base: BaseModel, yes: bool, ask: Callable[[str], str]) -> None:
     """Remove what earlier downloads left behind, if a person agrees and nobody is downloading."""
     from gradelora.fetch.progress import spell_bytes
 

@@ -33,13 +33,18 @@ def spell_seconds(seconds: float) -> str:
 class Progress:
     """Prints a line every few seconds between `with` and its end, from what lies on the disk.
 
-    `in_parts` says how many bytes lie in parts that an engine of ours is filling.
+    `in_parts` says how many bytes lie in parts that an engine of ours is filling, `connections` how
+    many it has open, 0 where that is unknown.
     """
 
     def __init__(
-        self, cache: RepoCache, wanted: Sequence[RemoteFile], in_parts: Callable[[], int], every_s: float = EVERY_S
+        self,
+        cache: RepoCache,
+        wanted: Sequence[RemoteFile],
+        in_parts: Callable[[], int],
+        connections: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._cache, self._wanted, self._in_parts, self._every_s = cache, wanted, in_parts, every_s
+        self._cache, self._wanted, self._in_parts, self._connections = cache, wanted, in_parts, connections
         self._total = sum(f.size for f in wanted)
         self._orphans = {o.path for o in cache.orphans()}
         self._stop = threading.Event()
@@ -69,14 +74,15 @@ class Progress:
 
     def _run(self) -> None:
         before, at = self._first, self._started
-        while not self._stop.wait(self._every_s):
+        while not self._stop.wait(EVERY_S):
             done, now = self.done_bytes(), time.monotonic()
             rate = (done - before) / (now - at)
             left = f"{spell_seconds((self._total - done) / rate)} left" if rate > 0 else "nothing arrives"
+            open_now = f", {count} connections" if (count := self._connections()) else ""
             share = 100 * done / max(1, self._total)
             print(
                 f"fetch: {spell_bytes(done)} of {spell_bytes(self._total)} ({share:.0f} %),"
-                f" {spell_bytes(rate)}/s, {left}",
+                f" {spell_bytes(rate)}/s, {left}{open_now}",
                 flush=True,
             )
             before, at = done, now

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from gradelora.errors import HubUnavailable, Transient
 from gradelora.fetch.part import Part, Stopped
-from gradelora.fetch.source import LinkRefused, Source, WrongAnswer
+from gradelora.fetch.source import LinkRefused, RangesIgnored, Source, WrongAnswer
 from gradelora.hub import failures
 
 # 8 MiB a request; towards the end less, so that all connections end together.
@@ -27,11 +27,16 @@ class RangeEngine:
     def __init__(self, source: Source, connections: int, retries: int, published: Callable[[Part], None]) -> None:
         self._source, self._connections, self._retries, self._published = source, connections, retries, published
         self._parts: list[Part] = []
-        self._busy = 0
+        self._busy = 0  # connections
         self._error: Exception | None = None
         self._resume_at = 0.0
         self._stop = threading.Event()
         self._changed = threading.Condition()
+
+    @property
+    def busy(self) -> int:
+        """Connections that fetch something now."""
+        return self._busy
 
     def fill(self, parts: Sequence[Part]) -> None:
         """Fetch what is missing of the open `parts`, in order.
@@ -122,8 +127,8 @@ class RangeEngine:
     def _failed(self, error: Exception, part: Part, misses: int) -> None:
         """Pause or give up."""
         known = self._source.named(error, part)
-        # A fresh link that is refused, too, is no matter of time.
-        limit = 1 if isinstance(known, LinkRefused) else self._retries
+        # A fresh link that is refused, too, and a host that knows no Range are no matter of time.
+        limit = 1 if isinstance(known, LinkRefused | RangesIgnored) else self._retries
         if not isinstance(known, Transient) or misses > limit:
             self._give_up(known, error)
             return

@@ -58,7 +58,7 @@ def _bring(
         flush=True,
     )
     download = Download(client, cache, base.commit, runtime, missing)
-    with Progress(cache, wanted, download.done_bytes):
+    with Progress(cache, wanted, download.done_bytes, download.connections):
         download.run(verifier)
         return _finish(config, base, client, cache, verifier, wanted)
 

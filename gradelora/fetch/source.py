@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import httpx2
-from huggingface_hub import get_hf_file_metadata, get_session, hf_hub_url
+from huggingface_hub import HfFileMetadata, get_hf_file_metadata, get_session, hf_hub_url
 
 from gradelora.errors import GatedRepo, HubUnavailable, Transient
 from gradelora.fetch.part import BLOCK_BYTES, Part, Stopped
@@ -19,6 +19,10 @@ SLOWEST_BYTES_PER_S = 10_000
 
 class WrongAnswer(Transient):
     """A successful status with other bytes than asked for."""
+
+
+class RangesIgnored(WrongAnswer):
+    """200 with the whole file where a part of it was asked for."""
 
 
 class LinkRefused(Transient):
@@ -52,6 +56,16 @@ class Source:
                 self._links[part.sha256] = self._resolve(part)
             return self._links[part.sha256]
 
+    def offers_xet(self, part: Part) -> bool:
+        """Whether the host stores the file in Xet, too.  Raises as HubClient.call."""
+        return self._client.call(self.what(part), lambda: self._metadata(part).xet_file_data is not None)
+
+    def _metadata(self, part: Part) -> HfFileMetadata:
+        url = hf_hub_url(self._repo_id, part.file.name, revision=self._commit, endpoint=self._client.endpoint)
+        return get_hf_file_metadata(
+            url, token=self._client.token, timeout=self._client.timeout_s, endpoint=self._client.endpoint
+        )
+
     def _expire(self, part: Part, link: Link) -> None:
         """Ask for a fresh link the next time, unless somebody already did."""
         with self._lock:
@@ -60,9 +74,7 @@ class Source:
 
     def _resolve(self, part: Part) -> Link:
         url = hf_hub_url(self._repo_id, part.file.name, revision=self._commit, endpoint=self._client.endpoint)
-        found = get_hf_file_metadata(
-            url, token=self._client.token, timeout=self._client.timeout_s, endpoint=self._client.endpoint
-        )
+        found = self._metadata(part)
         if found.etag != part.sha256 or found.size not in (None, part.file.size):
             raise WrongAnswer(f"{self.what(part)}: the Hub describes it otherwise than in its listing")
         own_host = httpx2.URL(found.location).netloc == httpx2.URL(url).netloc
@@ -95,7 +107,7 @@ class Source:
             length = response.headers.get("Content-Length")
             if start == 0 and length in (None, str(part.file.size)):
                 return
-            raise WrongAnswer(
+            raise RangesIgnored(
                 f"{self.what(part)}: the server ignores Range; set runtime.fetch_engine=stock if it stays so"
             )
         if status != 206:

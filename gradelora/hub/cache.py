@@ -4,6 +4,7 @@ blobs/<etag>, snapshots/<commit>/<name> -> blob, refs/<revision>, trees/<commit>
 `gradelora/` we note which commit a revision was resolved to and which blobs were verified.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -73,8 +74,20 @@ class RepoCache:
         return self.blobs / (file.sha256 or file.git_sha1)
 
     def holds(self, commit: str, file: RemoteFile) -> bool:
-        """Whether the file is there; without symbolic links it lies in the snapshot alone."""
-        return self.blob(file).exists() or (self.snapshot(commit) / file.name).exists()
+        """Whether the file is there, whole; without symbolic links it lies in the snapshot alone."""
+        for path in (self.blob(file), self.snapshot(commit) / file.name):
+            with contextlib.suppress(OSError):
+                if path.stat().st_size == file.size:
+                    return True
+        return False
+
+    def allocated_bytes(self, file: RemoteFile) -> int:
+        """What a file on its way takes up on the disk already."""
+        total = 0
+        for suffix in ("part", "sparse"):
+            with contextlib.suppress(FileNotFoundError):
+                total += (self.parts / f"{file.sha256}.{suffix}").stat().st_blocks * 512
+        return total
 
     def note_commit(self, revision: str, commit: str) -> None:
         """Remember what a revision was resolved to, for the day without network.

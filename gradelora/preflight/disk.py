@@ -5,6 +5,7 @@ from pathlib import Path
 
 from gradelora.artifacts import BaseModel, Frozen
 from gradelora.config import RunConfig
+from gradelora.hub import RepoCache
 from gradelora.preflight.memory import GB, Need
 from gradelora.preflight.size import ModelSize
 
@@ -67,14 +68,13 @@ def plan_disk(
 
 
 def missing_bytes(base: BaseModel, cache: Path) -> int:
-    """Bytes of the commit's files that the cache does not hold whole."""
-    blobs = cache / f"models--{base.repo_id.replace('/', '--')}" / "blobs"
-    missing = 0
-    for file in base.remote_files:
-        blob = blobs / (file.sha256 or file.git_sha1)
-        if not (blob.exists() and blob.stat().st_size == file.size):
-            missing += file.size
-    return missing
+    """Bytes that a fetch will still write: of files that are not whole, less what their parts take up already.
+
+    A part is allocated in full when it is opened, so what it takes up is no need any more.
+    """
+    repo = RepoCache(cache, base.repo_id)
+    missing = [f for f in base.remote_files if not repo.holds(base.commit, f)]
+    return sum(max(0, f.size - repo.allocated_bytes(f)) for f in missing)
 
 
 def nearest_existing(folder: Path) -> Path:
