@@ -36,15 +36,19 @@ class DataConfig(Frozen):
 
 
 class SplitConfig(Frozen):
-    """Shares by question and normalised answer; an item never changes sides when data is appended."""
+    """Shares by question and by student, or by answer without one; appended data never change an item's side."""
 
     seed: int = 0
-    validation_share: float = Field(0.1, ge=0, lt=0.5, description="of the seen questions' answers: checkpoint choice")
-    unseen_answers_share: float = Field(0.2, gt=0, lt=0.5, description="of the seen questions' answers: the gate")
+    validation_share: float = Field(0.1, ge=0, lt=0.5, description="of the students or answers: checkpoint choice")
+    unseen_answers_share: float = Field(0.2, gt=0, lt=0.5, description="of the students or answers: the gate")
     unseen_questions_share: float = Field(0.0, ge=0, lt=0.5, description="of the questions, with all their answers")
     validation_files: tuple[str, ...] = Field((), description="globs of data file names; instead of the share")
     unseen_answers_files: tuple[str, ...] = Field((), description="globs of data file names; instead of the share")
     unseen_questions_files: tuple[str, ...] = Field((), description="globs of data file names; instead of the share")
+    on_leak: Literal["withhold", "block"] = Field(
+        "withhold",
+        description="an answer on two sides: the less protected one takes no part, or the run is blocked",
+    )
 
 
 class ValidateConfig(Frozen):
@@ -105,6 +109,7 @@ class TrainConfig(Frozen):
     max_steps: int | None = Field(None, ge=1, description="optimizer steps; ends the run before epochs do")
     sharing: Literal["prefix", "off"] = Field("prefix", description="answers to one question share its tokens in a row")
     answers_per_row: int = Field(3, ge=1, le=64)
+    tokens_per_row: int = Field(4096, ge=64, description="a row takes no further answer beyond this; bounds memory")
     micro_batch_rows: int = Field(1, ge=1, description="rows a rank and micro-step")
     accumulation: int = Field(4, ge=1, description="micro-steps an optimizer step")
     gradient_checkpointing: bool = False
@@ -207,8 +212,14 @@ class RunConfig(Frozen):
     def _consistent(self) -> Self:
         if self.gate.split not in self.evaluate.splits:
             raise ValueError(f"gate.split={self.gate.split} is not evaluated; add it to evaluate.splits")
-        if self.gate.split == "unseen_questions" and not self.validation.split.unseen_questions_share:
+        sides = self.validation.split
+        if self.gate.split == "unseen_questions" and not (sides.unseen_questions_share or sides.unseen_questions_files):
             raise ValueError("gate.split=unseen_questions needs validation.split.unseen_questions_share above 0")
+        if self.encode.max_length > self.train.tokens_per_row:
+            raise ValueError(
+                f"encode.max_length={self.encode.max_length} does not fit into "
+                f"train.tokens_per_row={self.train.tokens_per_row}; raise the latter or lower the former"
+            )
         if self.gate.split not in get_args(Split)[1:]:
             raise ValueError("gate.split=train would judge the adapter on what it learned; set unseen_answers")
         return self

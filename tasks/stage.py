@@ -5,6 +5,7 @@ artifact was there and held.  Prefect's own result cache stays off, for two reco
 fact can disagree.
 """
 
+import contextvars
 import functools
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
@@ -82,12 +83,18 @@ def obtain(
     config: Frozen,
     *inputs: Artifact,
     execute: Callable[..., A] = child.call,
+    on_line: Callable[[str], None] | None = None,
     gpu: bool = False,
 ) -> Obtained[A]:
     """The stage's artifact from the store, or built now; the task ends as Cached or Completed.
 
-    `gpu` holds the machine's one training slot, and only where work is to be done.
+    `on_line` is told each line that the stage's child process prints.  `gpu` holds the machine's
+    one training slot, and only where work is to be done.
     """
+    if on_line is not None:
+        # It is called in the thread that reads the child's output, which knows no task run by itself.
+        context = contextvars.copy_context()
+        execute = functools.partial(execute, on_line=lambda line: context.run(on_line, line))
 
     def work(*arguments: Any, **named: Any) -> A:
         if not gpu:

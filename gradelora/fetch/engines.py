@@ -56,6 +56,8 @@ class Download:
             return
         try:
             self._run(verifier, with_transfer=self._chosen() == "hf_transfer")
+        except OSError as error:
+            raise self._source.named(error, self._parts[0]) from error
         except HubUnavailable as error:
             if self._runtime.fetch_engine != "auto" or not isinstance(error.__cause__, RangesIgnored):
                 raise
@@ -65,6 +67,9 @@ class Download:
                 part.close()
 
     def _run(self, verifier: Verifier, *, with_transfer: bool) -> None:
+        if with_transfer:
+            missing = sum(p.file.size - self._cache.allocated_bytes(p.file) for p in self._parts)
+            transfer.ensure_room(self._cache.parts, missing)
         for part in self._parts:
             transfer.adopt(part)
             if with_transfer and not part.path.exists():

@@ -5,6 +5,7 @@ the same places of the same parts, and the first to finish a file publishes it.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import time
@@ -18,8 +19,15 @@ POLL_S = 0.3
 @contextlib.contextmanager
 def lease(cache: RepoCache) -> Iterator[None]:
     """Hold the repository's lease; the kernel frees it when its holder dies."""
-    cache.notes.mkdir(parents=True, exist_ok=True)
-    fd = os.open(cache.lease, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        cache.notes.mkdir(parents=True, exist_ok=True)
+        fd = os.open(cache.lease, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        # A cache that cannot be written has no downloader either.
+        yield
+        return
     try:
         waiting = False
         while not _locked(fd):

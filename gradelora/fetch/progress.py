@@ -40,11 +40,18 @@ class Progress:
     def __init__(
         self,
         cache: RepoCache,
+        commit: str,
         wanted: Sequence[RemoteFile],
         in_parts: Callable[[], int],
         connections: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._cache, self._wanted, self._in_parts, self._connections = cache, wanted, in_parts, connections
+        self._cache, self._commit, self._wanted, self._in_parts, self._connections = (
+            cache,
+            commit,
+            wanted,
+            in_parts,
+            connections,
+        )
         self._total = sum(f.size for f in wanted)
         self._orphans = {o.path for o in cache.orphans()}
         self._stop = threading.Event()
@@ -67,8 +74,7 @@ class Progress:
 
     def done_bytes(self) -> int:
         """Bytes on the disk: whole blobs and the parts of this attempt."""
-        whole = {self._cache.blob(f): f.size for f in self._wanted}
-        done = sum(size for path, size in whole.items() if path.exists())
+        done = sum(f.size for f in self._wanted if self._cache.holds(self._commit, f))
         parts = (p for p in self._cache.blobs.glob("*.incomplete") if p not in self._orphans)
         return min(self._total, done + self._in_parts() + sum(_allocated(p) for p in parts))
 

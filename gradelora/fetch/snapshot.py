@@ -5,6 +5,7 @@ import glob
 from collections.abc import Sequence
 
 from huggingface_hub import snapshot_download
+from huggingface_hub.file_download import are_symlinks_supported
 from tqdm import tqdm
 
 from gradelora.artifacts import BaseModel, ModelSnapshot, RemoteFile
@@ -51,6 +52,9 @@ def _bring(
     verifier = Verifier(cache, base.commit)
     verifier.drop_truncated(wanted)
     missing = [f for f in wanted if not cache.holds(base.commit, f)]
+    if missing:
+        cache.refuse_read_only(sum(f.size for f in missing))
+        cache.drop_leftovers(f for f in wanted if f not in missing)
     total = sum(f.size for f in wanted)
     print(
         f"fetch: {base.repo_id} at {base.commit[:12]}: {len(wanted)} files, {spell_bytes(total)};"
@@ -58,8 +62,10 @@ def _bring(
         flush=True,
     )
     download = Download(client, cache, base.commit, runtime, missing)
-    with Progress(cache, wanted, download.done_bytes, download.connections):
+    with Progress(cache, base.commit, wanted, download.done_bytes, download.connections):
         download.run(verifier)
+        if missing and not are_symlinks_supported(client.cache):
+            _move_in(cache, base.commit, missing)
         return _finish(config, base, client, cache, verifier, wanted)
 
 
@@ -101,6 +107,16 @@ def _link(client: HubClient, base: BaseModel, wanted: Sequence[RemoteFile]) -> N
         )
 
     client.call(f"{base.repo_id} at {base.commit[:12]}", download)
+
+
+def _move_in(cache: RepoCache, commit: str, files: Sequence[RemoteFile]) -> None:
+    """Without symbolic links the files themselves lie in the snapshot: the stock client would copy them."""
+    by_blob = {cache.blob(file): file for file in files}
+    for blob, file in by_blob.items():
+        place = cache.snapshot(commit) / file.name
+        if blob.exists() and not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            blob.rename(place)
 
 
 def _report_orphans(cache: RepoCache, base: BaseModel) -> None:

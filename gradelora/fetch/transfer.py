@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from gradelora.errors import NotEnoughDisk
 from gradelora.fetch.part import BLOCK_BYTES, Part
 from gradelora.fetch.progress import spell_bytes
 from gradelora.fetch.source import Link, Source
@@ -40,6 +41,24 @@ def has_holes(folder: Path) -> bool:
         os.pwrite(file.fileno(), b"x" * 4096, 2 * 2**20)
         os.fsync(file.fileno())
         return [*_data(file.fileno(), 4 * 2**20)] == [(2 * 2**20, 2 * 2**20 + 4096)]
+
+
+def ensure_room(folder: Path, size: int) -> None:
+    """Raise NotEnoughDisk unless `size` bytes can be allocated: free space and quota alike.
+
+    They are given back at once, for an allocated file would not show what was written to it.
+    """
+    probe = folder / f"room.{os.getpid()}"
+    with probe.open("wb") as file:
+        probe.unlink()
+        try:
+            os.posix_fallocate(file.fileno(), 0, max(1, size))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise NotEnoughDisk(
+                f"{folder}: no room for {spell_bytes(size)} ({error.strerror}); free space or set HF_HUB_CACHE"
+            ) from error
 
 
 def transfer(part: Part, source: Source, connections: int, stall_s: float) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from gradelora.artifacts import RemoteFile
+from gradelora.errors import BadConfig
 from gradelora.hub.locks import is_locked
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -88,6 +89,21 @@ class RepoCache:
             with contextlib.suppress(FileNotFoundError):
                 total += (self.parts / f"{file.sha256}.{suffix}").stat().st_blocks * 512
         return total
+
+    def refuse_read_only(self, missing_bytes: int) -> None:
+        """Raise BadConfig where the cache cannot be written."""
+        existing = next(p for p in (self.blobs, *self.blobs.parents) if p.exists())
+        if not os.access(existing, os.W_OK):
+            raise BadConfig(
+                f"{existing}: cannot be written, and {missing_bytes / 1e6:.1f} MB are missing;"
+                " set HF_HUB_CACHE to a folder of yours"
+            )
+
+    def drop_leftovers(self, files: Iterable[RemoteFile]) -> None:
+        """Forget the journals of files that are whole: a kill can come between rename and removal."""
+        for file in files:
+            for path in self.parts.glob(f"{file.sha256}.*") if file.sha256 else ():
+                path.unlink(missing_ok=True)
 
     def note_commit(self, revision: str, commit: str) -> None:
         """Remember what a revision was resolved to, for the day without network.

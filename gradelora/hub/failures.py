@@ -63,7 +63,7 @@ def named(error: BaseException, what: str, endpoint: str) -> GradeloraError | No
             return HubUnavailable(
                 f"{what}: no answer from {endpoint} ({type(error).__name__}); check network and proxy"
             )
-        case OSError(errno=errno.ENOSPC):
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             return NotEnoughDisk(f"{what}: the file system of the Hub cache is full; free space or set HF_HUB_CACHE")
         case OSError() if "Consistency check failed" in str(error):
             return ChecksumMismatch(f"{what}: a file arrived with another size than announced")

@@ -8,7 +8,7 @@ import os
 import shutil
 import threading
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 
@@ -28,8 +28,8 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgp
 # The base's card describes the base; the folders hold it in other formats.
 LEFT_OUT = ("README.md", ".gitattributes", INDEX, CONFIG)
 LEFT_OUT_FOLDERS = ("original", "metal")
-# One hashes while the other waits for the disk; more would only add memory.
-WORKERS = 2
+# Two hash, one copies ahead, one waits for the disk; each holds two pieces and no weight.
+WORKERS = 4
 
 
 def merge(
@@ -101,11 +101,16 @@ def _write_shards(
         with turn:
             return arithmetic.merged_bytes(target, base, factors)
 
-    with ThreadPoolExecutor(1) as loader, ThreadPoolExecutor(WORKERS) as pool:
-        # torch takes seconds to import; meanwhile the workers copy.
+    with (
+        ThreadPoolExecutor(1) as loader,
+        ThreadPoolExecutor(WORKERS) as flusher,
+        ThreadPoolExecutor(WORKERS) as pool,
+    ):
+        # torch takes seconds to import; meanwhile the workers copy, and the disk writes.
         loaded = loader.submit(_arithmetic, runtime.threads or os.cpu_count() or 1)
         waiting = [
-            pool.submit(_sealed, source, adapter, out, shard, targets, journal, one_at_a_time) for shard in shards
+            pool.submit(_sealed, source, adapter, out, shard, targets, journal, one_at_a_time, flusher)
+            for shard in shards
         ]
         try:
             return [each.result() for each in waiting]
@@ -130,10 +135,11 @@ def _sealed(
     targets: Mapping[str, Target],
     journal: Journal,
     merge: Merge,
+    flusher: Executor,
 ) -> FileEntry:
     entry = journal.sealed(out, shard)
     if entry is None:
-        entry = seal_shard(source, adapter, out, shard, targets, merge)
+        entry = seal_shard(source, adapter, out, shard, targets, merge, flusher)
         journal.add(entry)
         print(f"merge: sealed {shard.name} ({shard.size / 1e9:.2f} GB)", flush=True)
     else:

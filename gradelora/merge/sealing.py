@@ -1,8 +1,10 @@
 """One shard at a time: copy, rewrite the targeted ranges, read back, seal, remember.
 
-A shard is written under `<name>.part` and renamed when its bytes were read back and found
-right, so a shard under its own name is whole.  The journal holds the hashes of those: a run
-that was killed goes on behind them.
+A shard is written under `<name>.part` and renamed when its bytes were read back, found right
+and flushed, so a shard under its own name is whole.  The journal holds the hashes of those: a
+run that was killed goes on behind them.  The disk writes a shard from the moment that it is
+copied, while it is still rewritten, compared and hashed: what takes longest is never waited for
+twice.
 """
 
 import contextlib
@@ -10,16 +12,18 @@ import errno
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, wait
 from pathlib import Path
 
 from gradelora.artifacts import FileEntry, Frozen
 from gradelora.errors import Damaged
-from gradelora.merge.checkpoint import Shard
+from gradelora.merge.checkpoint import Shard, Tensor
 from gradelora.merge.targets import Target
 from gradelora.store import fsync
 
-PIECE_BYTES = 2**20
+# Large pieces: between two of them a thread may have to wait for the interpreter's lock.
+PIECE_BYTES = 4 * 2**20
 COPY_BYTES = 2**30
 Merge = Callable[[Target, int, int], memoryview]
 
@@ -69,34 +73,49 @@ class Journal:
 
 
 def seal_shard(
-    source: Path, adapter: Path, out: Path, shard: Shard, targets: Mapping[str, Target], merge: Merge
+    source: Path,
+    adapter: Path,
+    out: Path,
+    shard: Shard,
+    targets: Mapping[str, Target],
+    merge: Merge,
+    flusher: Executor,
 ) -> Entry:
     """Write one shard of the merged model and read it back.  Raises Damaged where the two differ.
 
     A shard that was renamed but whose hash was not yet recorded is only read.
     """
     part, final = out / f"{shard.name}.part", out / shard.name
+    touched = [targets[tensor.name] for tensor in shard.tensors if tensor.name in targets]
     with _descriptors(source / shard.name, adapter) as (base, factors):
         if final.exists() and final.stat().st_size == shard.size:
             with contextlib.suppress(Damaged), final.open("rb") as there:
-                return _read_back(there.fileno(), base, factors, shard, targets, merge)
+                again = [(t.weight, hashlib.sha256(merge(t, base, factors)).digest()) for t in touched]
+                return _read_back(there.fileno(), base, shard, again)
         with part.open("w+b") as file:
             written = file.fileno()
             copy(base, written, shard.size)
-            for target in _targets_of(shard, targets):
-                _write(written, merge(target, base, factors), target.weight.start)
+            flushed = flusher.submit(os.fsync, written)
+            try:
+                sums = [(t.weight, _write(written, merge(t, base, factors), t.weight.start)) for t in touched]
+                entry = _read_back(written, base, shard, sums)
+            finally:
+                # The descriptor must outlive its flush.
+                wait([flushed])
+            flushed.result()
             os.fsync(written)
-            entry = _read_back(written, base, factors, shard, targets, merge)
     part.replace(final)
     fsync(out)
     return entry
 
 
-def _write(file: int, data: memoryview, position: int) -> None:
-    """All of `data`: one call writes at most 2 GiB."""
+def _write(file: int, data: memoryview, position: int) -> bytes:
+    """Write all of `data`, and return its sha256: one call writes at most 2 GiB."""
+    digest = hashlib.sha256(data).digest()
     while data:
         count = os.pwrite(file, data, position)
         data, position = data[count:], position + count
+    return digest
 
 
 def read_into(file: int, buffer: bytearray, position: int) -> None:
@@ -127,21 +146,21 @@ def copy(source: int, target: int, size: int) -> None:
         done += moved
 
 
-def _read_back(
-    written: int, base: int, factors: int, shard: Shard, targets: Mapping[str, Target], merge: Merge
-) -> Entry:
-    """Hash what was written; compare it with the base, or with the sum made anew.  Raises Damaged."""
+def _read_back(written: int, base: int, shard: Shard, sums: Sequence[tuple[Tensor, bytes]]) -> Entry:
+    """Hash what was written; compare it with the base, and the merged weights with their sha256.
+
+    Reads what the kernel holds of the file, which is what it writes to the disk.  Raises Damaged.
+    """
     digest, position = hashlib.sha256(), 0
-    for target in _targets_of(shard, targets):
-        _compare(written, base, position, target.weight.start, digest.update, shard.name)
-        # Hashes are compared: a second weight in memory is not needed, and memoryviews compare byte by byte.
-        expected, found = hashlib.sha256(merge(target, base, factors)), hashlib.sha256()
-        for piece in _pieces(written, target.weight.start, target.weight.end):
+    for weight, expected in sums:
+        _compare(written, base, position, weight.start, digest.update, shard.name)
+        found = hashlib.sha256()
+        for piece in _pieces(written, weight.start, weight.end):
             digest.update(piece)
             found.update(piece)
-        if found.digest() != expected.digest():
-            raise Damaged(f"{shard.name}: {target.weight.name} reads back differently; check the disk and run again")
-        position = target.weight.end
+        if found.digest() != expected:
+            raise Damaged(f"{shard.name}: {weight.name} reads back differently; check the disk and run again")
+        position = weight.end
     _compare(written, base, position, shard.size, digest.update, shard.name)
     return Entry(name=shard.name, size=shard.size, sha256=digest.hexdigest())
 
@@ -161,10 +180,6 @@ def _pieces(file: int, start: int, end: int) -> Iterator[bytearray]:
             buffer = bytearray(end - position)
         read_into(file, buffer, position)
         yield buffer
-
-
-def _targets_of(shard: Shard, targets: Mapping[str, Target]) -> list[Target]:
-    return [targets[tensor.name] for tensor in shard.tensors if tensor.name in targets]
 
 
 @contextlib.contextmanager

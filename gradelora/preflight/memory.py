@@ -90,7 +90,8 @@ def _layer_bytes(train: TrainConfig, size: ModelSize, width: int) -> int:
 
 
 def _activation_bytes(train: TrainConfig, max_length: int, size: ModelSize, width: int) -> int:
-    rows, tokens = train.micro_batch_rows, train.answers_per_row * max_length
+    rows = train.micro_batch_rows
+    tokens = min(train.answers_per_row * max_length, train.tokens_per_row)
     attention = size.heads * size.head_dim
     per_token = 8 * size.hidden + 4 * attention + 3 * size.active_intermediate
     # Eager attention keeps scores, softmax (fp32) and its dropout for backward.

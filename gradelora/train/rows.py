@@ -77,21 +77,38 @@ class Items:
         return found
 
 
-def rows_of(questions: Mapping[str, Sequence[int]], answers_per_row: int) -> list[Row]:
-    """All items in rows of at most `answers_per_row`; the rows of a question differ by one item at most."""
+@dataclass(frozen=True)
+class RowLimits:
+    """At most so many answers in a row, and no further answer beyond so many tokens."""
+
+    answers: int
+    tokens: int
+
+
+def rows_of(items: Items, questions: Mapping[str, Sequence[int]], most: RowLimits) -> list[Row]:
+    """All items in rows within the limits; the rows of a question differ by one item at most."""
     rows: list[Row] = []
-    for items in questions.values():
-        number = math.ceil(len(items) / answers_per_row)
-        edges = [round(i * len(items) / number) for i in range(number + 1)]
-        rows += [tuple(items[a:b]) for a, b in itertools.pairwise(edges)]
+    for members in questions.values():
+        number = math.ceil(len(members) / most.answers)
+        edges = [round(i * len(members) / number) for i in range(number + 1)]
+        for a, b in itertools.pairwise(edges):
+            rows += _within(items, tuple(members[a:b]), most.tokens)
     return rows
 
 
-def epoch_rows(items: Items, answers_per_row: int, seed: int, epoch: int) -> list[Row]:
+def _within(items: Items, row: Row, tokens: int) -> list[Row]:
+    """The row, halved until each part fits or is a single answer."""
+    if len(row) == 1 or items.row_tokens(row) <= tokens:
+        return [row]
+    half = len(row) // 2
+    return _within(items, row[:half], tokens) + _within(items, row[half:], tokens)
+
+
+def epoch_rows(items: Items, most: RowLimits, seed: int, epoch: int) -> list[Row]:
     """One pass over all items, companions and order new in every epoch but fixed by the seed."""
     random = np.random.default_rng([seed, epoch])
     mixed = {q: random.permutation(members).tolist() for q, members in items.by_question().items()}
-    rows = rows_of(mixed, answers_per_row)
+    rows = rows_of(items, mixed, most)
     return [rows[i] for i in random.permutation(len(rows))]
 
 
@@ -135,7 +152,7 @@ def plan_run(
     *,
     epochs: float,
     max_steps: int | None,
-    answers_per_row: int,
+    most: RowLimits,
     seed: int,
     ranks: int,
     accumulation: int,
@@ -144,7 +161,7 @@ def plan_run(
     """The rows of `epochs` passes (the last may be a part), at most `max_steps` steps of them."""
     rows: list[Row] = []
     for epoch in range(math.ceil(epochs)):
-        new = epoch_rows(items, answers_per_row, seed, epoch)
+        new = epoch_rows(items, most, seed, epoch)
         rows += new[: math.ceil(len(new) * min(1.0, epochs - epoch))]
     if max_steps is not None:
         rows = rows[: max_steps * ranks * accumulation * micro_rows]

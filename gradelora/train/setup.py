@@ -10,7 +10,7 @@ from gradelora.config import TrainConfig
 from gradelora.model.load import load_base
 from gradelora.train import seals
 from gradelora.train.job import Job
-from gradelora.train.rows import Items, Schedule, plan_run, rows_of, schedule
+from gradelora.train.rows import Items, RowLimits, Schedule, plan_run, rows_of, schedule
 from gradelora.train.zero import deepspeed_json
 
 GPU_MEMORY = "135GiB"
@@ -31,17 +31,18 @@ def plans(job: Job) -> Plans:
     """The whole run's rows and those of one validation; both depend on the job alone."""
     config = job.config
     items, held_out = Items.read(job.data / "train"), Items.read(job.data / "validation")
+    most = RowLimits(config.answers_per_row, config.tokens_per_row)
     run = plan_run(
         items,
         epochs=config.epochs,
         max_steps=config.max_steps,
-        answers_per_row=config.answers_per_row,
+        most=most,
         seed=config.seed,
         ranks=config.processes,
         accumulation=config.accumulation,
         micro_rows=config.micro_batch_rows,
     )
-    rows = rows_of(held_out.by_question(), config.answers_per_row)
+    rows = rows_of(held_out, held_out.by_question(), most)
     validation = schedule(rows, held_out, ranks=config.processes, accumulation=1, micro_rows=config.micro_batch_rows)
     return Plans(items=items, schedule=run, validation_items=held_out, validation=validation)
 

@@ -14,8 +14,6 @@ from gradelora.records.split import (
     TRAIN,
     UNSEEN_ANSWERS,
     UNSEEN_QUESTIONS,
-    VALIDATION,
-    answer_groups,
     on_both_sides,
 )
 from gradelora.validate.codes import worst
@@ -37,13 +35,24 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Kept:
-    """Items that training may use, in the order of the files: columns of n rows."""
+    """Items that are not quarantined, in the order of the files: columns of n rows.
+
+    `leaking` marks those that stand on a more protected side too, `withheld` those that take no
+    part for it: the same, or none where a leak blocks the run.
+    """
 
     table: pa.Table
     questions: Questions
     keys: tuple[str, ...]
     hashes: AnswerHashes
     sides: NDArray[np.int8]
+    leaking: NDArray[np.bool_]
+    withheld: NDArray[np.bool_]
+
+    @property
+    def used_sides(self) -> NDArray[np.int8]:
+        """Sides of the items that take part."""
+        return self.sides[~self.withheld]
 
 
 @dataclass(frozen=True)
@@ -68,10 +77,11 @@ def examine_whole(config: ValidateConfig, kept: Kept, whole: Whole, judge: Judge
             for code, count in codes.items()
         },
         records=whole.records,
-        items=kept.table.num_rows,
+        items=len(kept.used_sides),
         quarantined=whole.quarantined,
+        withheld=int(kept.withheld.sum()),
         questions=len(kept.keys),
-        splits=split_counts(kept.sides),
+        splits=split_counts(kept.used_sides),
         pii=whole.pii,
         students_on_both_sides=students_on_both_sides(kept),
     )
@@ -84,12 +94,11 @@ def check_questions(kept: Kept) -> Flags:
     answers = np.bincount(question, minlength=size)
     commonest = _commonest(question, kept.table["score"].to_numpy(), size)
     constant = (answers > 1) & (commonest == answers)
-    leaked = on_both_sides(answer_groups(kept.questions.of_item, kept.hashes.exact), kept.sides)
-    leaked |= on_both_sides(kept.questions.of_item, (kept.sides == UNSEEN_QUESTIONS).astype(np.int8))
+    blocking = kept.leaking & ~kept.withheld
     return {
         "max_score_conflict": _distinct(question, kept.table["max_score"].to_numpy(), size) > 1,
         "question_conflict": _texts(kept.table, question, size) > 1,
-        "split_leak": np.bincount(question[leaked], minlength=size) > 0,
+        "split_leak": np.bincount(question[blocking], minlength=size) > 0,
         "few_answers": answers < FEW_ANSWERS,
         "constant_score": constant,
         "majority_class": (answers >= FEW_ANSWERS) & ~constant & (commonest >= MAJORITY_SHARE * answers),
@@ -98,7 +107,7 @@ def check_questions(kept: Kept) -> Flags:
 
 def check_whole(kept: Kept, whole: Whole, config: ValidateConfig) -> Flags:
     """Flags of the data set as a whole, bool[1] each."""
-    sizes = split_sizes(kept.sides)
+    sizes = split_sizes(kept.used_sides)
     held_out = sizes[UNSEEN_ANSWERS] + sizes[UNSEEN_QUESTIONS]
     return {
         "too_many_quarantined": np.array([whole.quarantined > config.max_quarantined_share * whole.rows]),
@@ -108,7 +117,7 @@ def check_whole(kept: Kept, whole: Whole, config: ValidateConfig) -> Flags:
 
 def _explain(code: str, count: int, kept: Kept, whole: Whole, config: ValidateConfig) -> str:
     """One sentence of the measured numbers."""
-    sizes = split_counts(kept.sides)
+    sizes = split_counts(kept.used_sides)
     if code == "too_many_quarantined":
         share = config.max_quarantined_share
         return f"{whole.quarantined} of {whole.rows} rows are quarantined, {share:.1%} allowed"
@@ -139,15 +148,14 @@ def split_counts(sides: NDArray[np.int8]) -> SplitCounts:
 
 
 def students_on_both_sides(kept: Kept) -> int:
-    """Students with items in training (train or validation) and in a held-out split."""
+    """Students with items in two of train, validation and unseen_answers; only named files can bring it about."""
     column = kept.table["student_id"].combine_chunks()
     if column.null_count == len(column):
         return 0
-    codes = column.dictionary_encode().indices.fill_null(-1).to_numpy()
-    named = codes >= 0
-    seen = np.isin(kept.sides, (TRAIN, VALIDATION)).astype(np.int8)
-    both = on_both_sides(codes[named].astype(np.int64), seen[named])
-    return len(np.unique(codes[named][both]))
+    codes = column.indices.fill_null(-1).to_numpy()
+    counts = (codes >= 0) & ~kept.withheld & (kept.sides != UNSEEN_QUESTIONS)
+    both = on_both_sides(codes[counts].astype(np.int64), kept.sides[counts])
+    return len(np.unique(codes[counts][both]))
 
 
 def _commonest(question: NDArray[np.int64], score: NDArray[np.float64], size: int) -> NDArray[np.int64]:

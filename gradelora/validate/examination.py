@@ -14,7 +14,7 @@ from gradelora.config import ValidateConfig
 from gradelora.records.columns import Flags, Rows
 from gradelora.records.identity import AnswerHashes, Questions, answer_hashes, question_keys, questions
 from gradelora.records.read import Tables, read_files
-from gradelora.records.split import answer_groups, assign, named_sides
+from gradelora.records.split import Deciding, answer_groups, assign, named_sides, withheld
 from gradelora.records.write import write_items, write_records
 from gradelora.validate import checks, quarantine
 from gradelora.validate.codes import CODES, Level, level_of
@@ -55,10 +55,12 @@ def examination(config: ValidateConfig, data: DataFiles, out: Path) -> Findings:
         records=int((~bad_records).sum()),
         pii={kind: int(found.sum()) for kind, found in pii.items()},
     )
+    flags = {"withheld": kept.withheld}
+    parted = Checked(Rows(kept.table, flags, {}), flags, judge.judge("sides", flags))
     data_set = examine_whole(config, kept, whole, judge, names)
     judge.build_docs()
     findings = Findings(
-        files=file_findings(tables, levels, file_codes, [records, items]),
+        files=file_findings(tables, levels, file_codes, [records, items, parted]),
         data_set=data_set,
         sources=tuple(Source(name=f.name, sha256=f.sha256, size=f.size) for f in data.files),
     )
@@ -103,12 +105,15 @@ def _keep(
     asked: Questions,
     hashes: AnswerHashes,
 ) -> Kept:
-    """The items that are not set aside, each on its side."""
+    """The items that are not set aside, each on its side; where a leak shall not block, those in two are withheld."""
     table, asked = items.filter(pa.array(good)), asked.where(good)
     hashes = AnswerHashes(hashes.exact[good], hashes.bag[good])
     keys = question_keys(table, asked.of_item)
     named = named_sides(config.split, names)[table["file"].to_numpy()]
-    return Kept(table, asked, keys, hashes, assign(config.split, keys, asked.of_item, hashes.bag, named))
+    sides = assign(config.split, Deciding(keys, asked.of_item, hashes.bag, table["student_id"], named))
+    leaking = withheld(sides, asked.of_item, hashes.bag)
+    out = leaking & (config.split.on_leak == "withhold")
+    return Kept(table, asked, keys, hashes, sides, leaking, out)
 
 
 def _place(findings: Findings, out: Path) -> Path:
@@ -120,6 +125,7 @@ def _write(findings: Findings, out: Path, tables: Tables, kept: Kept, records: p
     write_json(_place(findings, out) / "findings.json", findings)
     if not findings.blocked:
         names = [f.name for f in tables.files]
-        keys = np.array(kept.keys, dtype=object)[kept.questions.of_item]
-        write_items(out / "items.arrow", kept.table, names, keys, kept.sides)
+        used = ~kept.withheld
+        keys = np.array(kept.keys, dtype=object)[kept.questions.of_item[used]]
+        write_items(out / "items.arrow", kept.table.filter(pa.array(used)), names, keys, kept.used_sides)
         write_records(out / "records.arrow", records, names)

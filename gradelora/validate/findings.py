@@ -29,10 +29,13 @@ class DataSetFindings(Frozen):
     records: int
     items: int
     quarantined: int
+    withheld: int = Field(description="good items that take no part: their answer stands on a more protected side too")
     questions: int
     splits: SplitCounts
     pii: dict[str, int] = Field(description="items a kind; what was found is not kept")
-    students_on_both_sides: int = Field(description="students with items in train and in a held-out split")
+    students_on_both_sides: int = Field(
+        description="students with items in two of train, validation and unseen_answers, which named files can bring"
+    )
 
 
 class Source(Frozen):
@@ -90,7 +93,8 @@ class Findings(Frozen):
         told += [f"all files: {code} {n}: {self.data_set.details[code]}" for code, n in self.data_set.codes.items()]
         sides = ", ".join(f"{name} {n}" for name, n in self.data_set.splits.model_dump().items())
         whole = self.data_set
-        return [*told, f"{whole.items} items of {whole.questions} questions ({sides}), {whole.quarantined} quarantined"]
+        aside = f"{whole.quarantined} quarantined, {whole.withheld} withheld"
+        return [*told, f"{whole.items} items of {whole.questions} questions ({sides}), {aside}"]
 
 
 def write_json(path: Path, value: Frozen) -> None:

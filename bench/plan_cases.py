@@ -1,0 +1,167 @@
+"""What bench_plan predicts and measures: models with random weights, answers, settings."""
+
+import json
+import random
+import struct
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from gradelora.artifacts import BaseModel, EncodedDataset, RemoteFile, SplitCounts, TensorInfo
+from gradelora.config import LoraSettings, TrainConfig
+from tests.tiny_data import END, FEATURES
+from tests.tiny_models import save_gpt_oss
+
+STEPS = 2
+SMALL: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64}
+MIDDLE: dict[str, Any] = {
+    "hidden_size": 512,
+    "intermediate_size": 512,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "head_dim": 64,
+    "num_local_experts": 16,
+    "vocab_size": 8192,
+    "sliding_window": 128,
+    "initializer_range": 0.02,
+}
+WORDS: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 128, "head_dim": 32, "vocab_size": 100_000}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training run: which model, how many tokens, what differs from BASE."""
+
+    name: str
+    model: str
+    prefix: int = 100
+    answer: int = 40
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def config(self) -> TrainConfig:
+        """Two ranks on a CPU, two steps, a checkpoint after each."""
+        values: dict[str, Any] = {
+            "device": "cpu",
+            "precision": "fp32",
+            "answers_per_row": 4,
+            "accumulation": 1,
+            "max_steps": STEPS,
+            "epochs": 50,
+            "warmup_steps": 0,
+            "save_every": 0.5,
+            "evaluate_every": 1,
+            "lora": LoraSettings(),
+        }
+        return TrainConfig.model_validate(values | self.settings)
+
+
+BF16 = {"weights": "bf16"}
+CHECKPOINTED = {"gradient_checkpointing": True}
+CASES = (
+    Case("tiny, packed", "tiny"),
+    Case("packed", "middle"),
+    Case("packed, 5x the tokens", "middle", 400, 100, {"answers_per_row": 4}),
+    Case("packed, 5x the tokens, checkpointing", "middle", 400, 100, CHECKPOINTED),
+    Case("packed, 4 rows", "middle", settings={"micro_batch_rows": 4}),
+    Case("packed, r=256", "middle", settings={"lora": LoraSettings(r=256)}),
+    Case("packed, one process", "middle", settings={"parallel": "layers", "processes": 1}),
+    Case("packed, 100,000 words", "words"),
+    Case("packed, 100,000 words, 16 answers", "words", settings={"answers_per_row": 16}),
+    Case("bf16 + zero2", "middle", settings=BF16),
+    Case("bf16 + zero3", "middle", settings=BF16 | {"parallel": "zero3"}),
+    Case("bf16 + layers", "middle", settings=BF16 | {"parallel": "layers", "processes": 1}),
+    Case("dense + zero2", "dense", settings=BF16),
+    Case("dense + zero2, 5x the tokens", "dense", 400, 100, BF16),
+    Case("dense + zero3, checkpointing", "dense", 400, 100, BF16 | CHECKPOINTED | {"parallel": "zero3"}),
+)
+
+
+def save_model(name: str, folder: Path) -> Path:
+    """The model of a case as files."""
+    if name == "dense":
+        return _save_dense(folder)
+    changes = {"tiny": SMALL, "middle": MIDDLE, "words": WORDS}[name]
+    return save_gpt_oss(folder, **changes)
+
+
+def _save_dense(folder: Path) -> Path:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=16384,
+        hidden_size=512,
+        intermediate_size=1536,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        tie_word_embeddings=True,
+        initializer_range=0.02,
+        pad_token_id=0,
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+def save_answers(folder: Path, case: Case, vocabulary: int) -> EncodedDataset:
+    """4 questions x 16 answers, all of `prefix` + `answer` tokens, the last 4 of them the target."""
+    choose = random.Random(0)
+
+    def words(count: int) -> list[int]:
+        return [choose.randrange(10, vocabulary) for _ in range(count)]
+
+    rows: list[dict[str, Any]] = []
+    for question in range(4):
+        prefix = words(case.prefix)
+        for answer in range(16):
+            rows.append(
+                {
+                    "item_id": f"f:{question}:{answer}",
+                    "record_id": f"f:{question}",
+                    "question_key": f"{question:016x}",
+                    "input_ids": [*prefix, *words(case.answer - 1), END],
+                    "prefix_length": case.prefix,
+                    "prompt_length": case.prefix + case.answer - 4,
+                    "score": 1.0,
+                    "max_score": 3.0,
+                    "rater2_score": None,
+                    "group": None,
+                }
+            )
+    for split in SplitCounts.model_fields:
+        columns = {name: [row[name] for row in rows if split == "train"] for name in FEATURES}
+        Dataset.from_dict(columns, features=FEATURES).save_to_disk(folder / split, num_shards=1)
+    length = case.prefix + case.answer
+    counts = SplitCounts(train=len(rows), validation=0, unseen_answers=0, unseen_questions=0)
+    return EncodedDataset.collect(
+        folder, layout="bench", splits=counts, tokens=length * len(rows), longest=length, pad_token_id=0
+    )
+
+
+@cache
+def described(folder: Path) -> BaseModel:
+    """What the Hub would say about the files of a folder: their safetensors headers."""
+    tensors, files = [], []
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header: dict[str, Any] = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        for name, entry in header.items():
+            start, end = entry["data_offsets"]
+            shape = tuple(entry["shape"])
+            tensors.append(TensorInfo(name=name, dtype=entry["dtype"], shape=shape, file=path.name, nbytes=end - start))
+        files.append(RemoteFile(name=path.name, size=path.stat().st_size, sha256=None, git_sha1="0" * 40))
+    return BaseModel(
+        path=Path(),
+        files=(),
+        repo_id="bench/model",
+        commit="0" * 40,
+        config_json=(folder / "config.json").read_text(),
+        remote_files=tuple(files),
+        tensors=tuple(tensors),
+    )
