@@ -104,19 +104,15 @@ def _stage(name: str) -> Command:
 
     def command(arguments: argparse.Namespace) -> int:
         from gradelora.pipeline import Pipeline
+        from gradelora.progress import telling
 
-        pipeline = Pipeline(_config(arguments), _tell)
-        artifact: Artifact = getattr(pipeline, PROPERTIES[name])
+        with telling() as teller:
+            pipeline = Pipeline(_config(arguments), teller.obtained, teller.line)
+            artifact: Artifact = getattr(pipeline, PROPERTIES[name])
         _print(arguments, artifact, {"digest": artifact.digest})
         return 0
 
     return command
-
-
-def _tell(obtained: Any) -> None:
-    """Progress for people, on stderr."""
-    state = "cached" if obtained.cached else "run"
-    print(f"{obtained.stage:10} {state:8} {obtained.seconds:8.1f} s", file=sys.stderr, flush=True)
 
 
 def _print(arguments: argparse.Namespace, value: Frozen, more: dict[str, Any] | None = None) -> None:
@@ -164,22 +160,25 @@ def _validate(arguments: argparse.Namespace) -> int:
 
 def _score(arguments: argparse.Namespace) -> int:
     from gradelora.pipeline import Pipeline
+    from gradelora.progress import telling
     from gradelora.records import collect_data_files
     from gradelora.score import score
 
-    run = _config(arguments)
-    pipeline = Pipeline(run, _tell)
-    scored = score(
-        run.encode,
-        run.evaluate,
-        pipeline.snapshot,
-        pipeline.adapter,
-        collect_data_files(tuple(arguments.files)),
-        out=arguments.out,
-        threshold=arguments.threshold,
-        trained_on=pipeline.encoded,
-        runtime=run.runtime,
-    )
+    run, data = _config(arguments), collect_data_files(tuple(arguments.files))
+    with telling() as teller:
+        pipeline = Pipeline(run, teller.obtained, teller.line)
+        scored = score(
+            run.encode,
+            run.evaluate,
+            pipeline.snapshot,
+            pipeline.adapter,
+            data,
+            out=arguments.out,
+            threshold=arguments.threshold,
+            trained_on=pipeline.encoded,
+            runtime=run.runtime,
+            say=teller.line,
+        )
     _print(arguments, scored)
     return 0
 

@@ -4,6 +4,7 @@
 sealed in the store is taken from there.
 """
 
+import functools
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, TypeVar
@@ -38,12 +39,17 @@ A = TypeVar("A", bound=Artifact)
 
 
 class Pipeline:
-    """One configuration's artifacts; `on_obtained` is told of each as it comes."""
+    """One configuration's artifacts; `on_obtained` is told of each as it comes, `on_line` of what stages say."""
 
-    def __init__(self, run: RunConfig, on_obtained: Callable[[Obtained[Any]], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        run: RunConfig,
+        on_obtained: Callable[[Obtained[Any]], None] = lambda _: None,
+        on_line: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.run = run
         self.store = Store(run.store.root)
-        self._on_obtained = on_obtained
+        self._on_obtained, self._on_line = on_obtained, on_line
 
     @cached_property
     def data(self) -> DataFiles:
@@ -85,7 +91,7 @@ class Pipeline:
         """The trained adapter; the plan, the data and the tokens come before the weights."""
         _ = self.plan
         encoded = self.encoded
-        return self._obtain(train, self.run.train, self.snapshot, encoded, run=child.here)
+        return self._obtain(train, self.run.train, self.snapshot, encoded)
 
     @cached_property
     def evaluation(self) -> EvalReport:
@@ -97,7 +103,8 @@ class Pipeline:
         """The adapter in the base's weights."""
         return self._obtain(merge, self.run.merge, self.snapshot, self.adapter)
 
-    def _obtain(self, stage: Callable[..., A], config: Frozen, *inputs: Artifact, run: Any = child.call) -> A:
-        obtained = self.store.obtain(stage, config, *inputs, runtime=self.run.runtime, run=run)
+    def _obtain(self, stage: Callable[..., A], config: Frozen, *inputs: Artifact) -> A:
+        call = functools.partial(child.call, on_line=self._on_line)
+        obtained = self.store.obtain(stage, config, *inputs, runtime=self.run.runtime, run=call)
         self._on_obtained(obtained)
         return obtained.artifact

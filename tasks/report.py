@@ -29,7 +29,7 @@ def report(
     merged: Obtained[MergedModel] | None,
 ) -> Outcome:
     """One HTML page and a model card in the store, two tables in the UI."""
-    done = [*fetched, *prepared, adapter, evaluation, *([merged] if merged else [])]
+    done: list[Obtained[Any]] = [*fetched, *prepared, adapter, evaluation, *([merged] if merged else [])]
     given = ReportInput(
         run=run,
         made_at=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),

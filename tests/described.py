@@ -1,72 +1,40 @@
 """Descriptions of real models, from their published config values: no weights, no network."""
 
-import json
-import math
-from pathlib import Path
+from typing import Any
 
-from gradelora.artifacts import BaseModel, RemoteFile, TensorInfo
+from gradelora.artifacts import BaseModel, RemoteFile
+from gradelora.preflight.known import KNOWN, describe
 
-WIDTH = {"BF16": 2, "U8": 1}
+# meta-llama/Llama-3.1-8B and Qwen/Qwen3-4B, as their config.json says.
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "num_hidden_layers": 32,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "tie_word_embeddings": False,
+}
+QWEN: dict[str, Any] = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "num_hidden_layers": 36,
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "tie_word_embeddings": True,
+}
 
 
 def gpt_oss(layers: int = 36, experts: int = 128) -> BaseModel:
-    """openai/gpt-oss-120b (36 layers, 128 experts) or -20b (24, 32): config.json's values and tensor shapes."""
-    hidden, intermediate, vocabulary, heads, kv_heads, head_dim = 2880, 2880, 201088, 64, 8, 64
-    blocks = hidden // 32
-    tensors = [
-        tensor("model.embed_tokens.weight", (vocabulary, hidden)),
-        tensor("model.norm.weight", (hidden,)),
-        tensor("lm_head.weight", (vocabulary, hidden)),
-    ]
-    layer: dict[str, tuple[int, ...]] = {
-        "input_layernorm.weight": (hidden,),
-        "post_attention_layernorm.weight": (hidden,),
-        "self_attn.sinks": (heads,),
-        "self_attn.q_proj.weight": (heads * head_dim, hidden),
-        "self_attn.q_proj.bias": (heads * head_dim,),
-        "self_attn.k_proj.weight": (kv_heads * head_dim, hidden),
-        "self_attn.k_proj.bias": (kv_heads * head_dim,),
-        "self_attn.v_proj.weight": (kv_heads * head_dim, hidden),
-        "self_attn.v_proj.bias": (kv_heads * head_dim,),
-        "self_attn.o_proj.weight": (hidden, heads * head_dim),
-        "self_attn.o_proj.bias": (hidden,),
-        "mlp.router.weight": (experts, hidden),
-        "mlp.router.bias": (experts,),
-        "mlp.experts.gate_up_proj_blocks": (experts, 2 * intermediate, blocks, 16),
-        "mlp.experts.gate_up_proj_scales": (experts, 2 * intermediate, blocks),
-        "mlp.experts.gate_up_proj_bias": (experts, 2 * intermediate),
-        "mlp.experts.down_proj_blocks": (experts, hidden, blocks, 16),
-        "mlp.experts.down_proj_scales": (experts, hidden, blocks),
-        "mlp.experts.down_proj_bias": (experts, hidden),
-    }
-    for index in range(layers):
-        tensors += [tensor(f"model.layers.{index}.{name}", shape) for name, shape in layer.items()]
-    config = {
-        "architectures": ["GptOssForCausalLM"],
-        "num_hidden_layers": layers,
-        "hidden_size": hidden,
-        "intermediate_size": intermediate,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "head_dim": head_dim,
-        "num_experts_per_tok": 4,
-        "vocab_size": vocabulary,
-    }
-    size = sum(t.nbytes for t in tensors)
-    return BaseModel(
-        path=Path(),
-        files=(),
-        repo_id="openai/gpt-oss-120b" if layers == 36 else "openai/gpt-oss-20b",
-        commit="b" * 40,
-        config_json=json.dumps(config),
-        remote_files=(RemoteFile(name="model.safetensors", size=size, sha256="c" * 64, git_sha1="d" * 40),),
-        tensors=tuple(tensors),
-    )
-
-
-def tensor(name: str, shape: tuple[int, ...]) -> TensorInfo:
-    """One tensor: uint8 for MXFP4 blocks and scales, else bfloat16."""
-    dtype = "U8" if name.endswith(("_blocks", "_scales")) else "BF16"
-    return TensorInfo(
-        name=name, dtype=dtype, shape=shape, file="model.safetensors", nbytes=WIDTH[dtype] * math.prod(shape)
-    )
+    """openai/gpt-oss-120b (36 layers, 128 experts) or -20b (24, 32), its weights in one file with a checksum."""
+    name = "openai/gpt-oss-120b" if layers == 36 else "openai/gpt-oss-20b"
+    base = describe(name, KNOWN[name] | {"num_hidden_layers": layers, "num_local_experts": experts})
+    size = sum(t.nbytes for t in base.tensors)
+    weights = RemoteFile(name="model.safetensors", size=size, sha256="c" * 64, git_sha1="d" * 40)
+    return base.model_copy(update={"commit": "b" * 40, "remote_files": (weights,)})

@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import shutil
 from collections.abc import Sequence
 
 from huggingface_hub import snapshot_download
@@ -111,12 +112,15 @@ def _link(client: HubClient, base: BaseModel, wanted: Sequence[RemoteFile]) -> N
 
 def _move_in(cache: RepoCache, commit: str, files: Sequence[RemoteFile]) -> None:
     """Without symbolic links the files themselves lie in the snapshot: the stock client would copy them."""
-    by_blob = {cache.blob(file): file for file in files}
-    for blob, file in by_blob.items():
-        place = cache.snapshot(commit) / file.name
-        if blob.exists() and not place.exists():
+    last = {cache.blob(file): file.name for file in files}
+    for file in files:
+        blob, place = cache.blob(file), cache.snapshot(commit) / file.name
+        if blob.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
-            blob.rename(place)
+            if file.name == last[blob]:
+                blob.replace(place)
+            else:
+                shutil.copy2(blob, place)
 
 
 def _report_orphans(cache: RepoCache, base: BaseModel) -> None:

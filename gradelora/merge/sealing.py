@@ -19,11 +19,11 @@ from pathlib import Path
 from gradelora.artifacts import FileEntry, Frozen
 from gradelora.errors import Damaged
 from gradelora.merge.checkpoint import Shard, Tensor
+from gradelora.merge.mapped import Mapped
 from gradelora.merge.targets import Target
 from gradelora.store import fsync
 
-# Large pieces: between two of them a thread may have to wait for the interpreter's lock.
-PIECE_BYTES = 4 * 2**20
+PIECE_BYTES = 2**20
 COPY_BYTES = 2**30
 Merge = Callable[[Target, int, int], memoryview]
 
@@ -151,35 +151,29 @@ def _read_back(written: int, base: int, shard: Shard, sums: Sequence[tuple[Tenso
 
     Reads what the kernel holds of the file, which is what it writes to the disk.  Raises Damaged.
     """
+    made, source = Mapped(written, shard.size), Mapped(base, shard.size)
     digest, position = hashlib.sha256(), 0
     for weight, expected in sums:
-        _compare(written, base, position, weight.start, digest.update, shard.name)
+        _compare(made, source, position, weight.start, digest.update, shard.name)
         found = hashlib.sha256()
-        for piece in _pieces(written, weight.start, weight.end):
+        for piece in made.pieces(weight.start, weight.end):
             digest.update(piece)
             found.update(piece)
         if found.digest() != expected:
             raise Damaged(f"{shard.name}: {weight.name} reads back differently; check the disk and run again")
         position = weight.end
-    _compare(written, base, position, shard.size, digest.update, shard.name)
+    _compare(made, source, position, shard.size, digest.update, shard.name)
     return Entry(name=shard.name, size=shard.size, sha256=digest.hexdigest())
 
 
-def _compare(written: int, base: int, start: int, end: int, update: Callable[[bytearray], None], name: str) -> None:
-    for found, expected in zip(_pieces(written, start, end), _pieces(base, start, end), strict=True):
-        if found != expected:
+def _compare(made: Mapped, base: Mapped, start: int, end: int, update: Callable[[memoryview], None], name: str) -> None:
+    position = start
+    for piece in made.pieces(start, end):
+        if not made.equals(base, position, position + len(piece)):
             raise Damaged(f"{name}: differs from the base between bytes {start} and {end}; check the disk, run again")
-        update(found)
-
-
-def _pieces(file: int, start: int, end: int) -> Iterator[bytearray]:
-    """Bytes [start, end) in one buffer that is filled again and again."""
-    buffer = bytearray(PIECE_BYTES)
-    for position in range(start, end, PIECE_BYTES):
-        if end - position < PIECE_BYTES:
-            buffer = bytearray(end - position)
-        read_into(file, buffer, position)
-        yield buffer
+        base.release(position, position + len(piece))
+        update(piece)
+        position += len(piece)
 
 
 @contextlib.contextmanager

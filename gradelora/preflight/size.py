@@ -1,17 +1,34 @@
 """Sizes of a model, from its config and its safetensors headers alone."""
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from gradelora.artifacts import BaseModel, Frozen, TensorInfo
 from gradelora.config import LoraSettings
 from gradelora.errors import UnsupportedModel
 
 BLOCKS, SCALES = "_blocks", "_scales"
+# What other families call the same number.
+SPELLINGS = {
+    "num_hidden_layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+    "hidden_size": ("hidden_size", "n_embd", "d_model", "dim"),
+    "num_attention_heads": ("num_attention_heads", "n_head", "num_heads", "n_heads"),
+    "intermediate_size": ("moe_intermediate_size", "intermediate_size", "n_inner", "ffn_dim", "hidden_dim"),
+    "vocab_size": ("vocab_size",),
+}
+# Head widths in use lie between 64 and 256; the smallest gives the most heads, so the most scores.
+SMALLEST_HEAD = 64
 
 
 class ModelSize(Frozen):
-    """Counts of parameters, bytes on disk, and the widths that activations follow."""
+    """Counts of parameters, bytes on disk, and the widths that activations follow.
+
+    `largest_tensor` counts parameters.  `narrow_scores`: attention keeps its scores in the
+    model's own type; others keep them in fp32 beside it.  `assumed` names what config.json
+    does not say: then all that follows from it is an upper bound.
+    """
 
     parameters: int
     disk_bytes: int
@@ -25,6 +42,12 @@ class ModelSize(Frozen):
     head_dim: int
     active_intermediate: int
     vocabulary: int
+    lora_tensors: int = 0
+    largest_tensor: int = 0
+    active_parameters: int = 0
+    embedding_parameters: int = 0
+    narrow_scores: bool = True
+    assumed: tuple[str, ...] = ()
 
     @property
     def bf16_bytes(self) -> int:
@@ -36,33 +59,96 @@ class ModelSize(Frozen):
         """All but the experts that are kept packed."""
         return self.parameters - self.expert_parameters
 
+    @property
+    def layer_parameters(self) -> int:
+        """Of one layer, rounded up."""
+        return -(-(self.parameters - self.embedding_parameters) // self.layers)
+
 
 def size_of(base: BaseModel, lora: LoraSettings) -> ModelSize:
     """Measure a base model and the adapter that `lora` would put on it.
 
     Raises UnsupportedModel for a LoRA target that matches no weight.
     """
-    config = base.config
-    heads = config["num_attention_heads"]
+    widths = Widths(base)
     experts = [t for t in base.tensors if t.name.endswith((BLOCKS, SCALES))]
-    active = config.get("num_experts_per_tok", 1) or 1
+    embedding = sum(math.prod(t.shape) for t in base.tensors if widths["vocab_size"] in t.shape and len(t.shape) == 2)
+    targeted = list(lora_shapes(base.tensors, lora))
+    parameters, packed = sum(map(parameters_of, base.tensors)), sum(map(parameters_of, experts))
+    heads = widths["num_attention_heads"]
     return ModelSize(
-        parameters=sum(map(_parameters, base.tensors)),
+        parameters=parameters,
         disk_bytes=sum(t.nbytes for t in base.tensors),
-        expert_parameters=sum(map(_parameters, experts)),
+        expert_parameters=packed,
         expert_disk_bytes=sum(t.nbytes for t in experts),
-        lora_parameters=_lora_parameters(base.tensors, lora),
-        layers=config["num_hidden_layers"],
-        hidden=config["hidden_size"],
+        lora_parameters=sum(lora.r * sum(shape) for _, shape in targeted),
+        layers=widths["num_hidden_layers"],
+        hidden=widths["hidden_size"],
         heads=heads,
-        key_value_heads=config.get("num_key_value_heads", heads),
-        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-        active_intermediate=active * config["intermediate_size"],
-        vocabulary=config["vocab_size"],
+        key_value_heads=widths.config.get("num_key_value_heads") or heads,
+        head_dim=widths.config.get("head_dim") or max(1, widths["hidden_size"] // heads),
+        active_intermediate=widths.active * widths["intermediate_size"],
+        vocabulary=widths["vocab_size"],
+        lora_tensors=2 * len(targeted),
+        largest_tensor=max(map(parameters_of, base.tensors)),
+        active_parameters=parameters - packed + packed * widths.active // max(widths.experts, 1),
+        embedding_parameters=embedding,
+        narrow_scores=widths.config.get("model_type") == "gpt_oss",
+        assumed=tuple(widths.assumed),
     )
 
 
-def _parameters(tensor: TensorInfo) -> int:
+class Widths:
+    """The numbers of config.json under one name each; what is missing is bounded by the tensors' shapes."""
+
+    def __init__(self, base: BaseModel) -> None:
+        config = base.config
+        # Models that see keep their language part's numbers a level below.
+        self.config: Mapping[str, Any] = config.get("text_config") or config
+        self.assumed: list[str] = []
+        self._tensors = base.tensors
+        self._found: dict[str, int] = {}
+        for name in SPELLINGS:
+            self._found[name] = self._read(name)
+
+    def __getitem__(self, name: str) -> int:
+        return self._found[name]
+
+    @property
+    def active(self) -> int:
+        """Experts that see a token; 1 in a dense model."""
+        return int(self.config.get("num_experts_per_tok") or 1)
+
+    @property
+    def experts(self) -> int:
+        """Experts of a layer; 1 in a dense model."""
+        return int(self.config.get("num_local_experts") or self.config.get("num_experts") or 1)
+
+    def _read(self, name: str) -> int:
+        for spelling in SPELLINGS[name]:
+            value = self.config.get(spelling)
+            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                return value
+        bound = self._bound(name)
+        self.assumed.append(f"{name} at most {bound}")
+        return bound
+
+    def _bound(self, name: str) -> int:
+        """No less than the truth can be, by the shapes alone."""
+        matrices = [t.shape for t in self._tensors if len(t.shape) >= 2] or [(1, 1)]
+        if name == "num_hidden_layers":
+            return max(1, len({number for t in self._tensors for number in re.findall(r"\.(\d+)\.", t.name)[:1]}))
+        if name == "hidden_size":
+            return int(min(max(matrices, key=lambda shape: shape[0] * shape[1])[:2]))
+        if name == "num_attention_heads":
+            return max(1, self["hidden_size"] // SMALLEST_HEAD)
+        inside = [s for s, t in zip(matrices, (t for t in self._tensors if len(t.shape) >= 2), strict=False)
+                  if re.search(r"\.\d+\.", t.name)]  # fmt: skip
+        chosen = (inside or matrices) if name == "intermediate_size" else matrices
+        return int(max(max(shape) for shape in chosen))
+
+
+def parameters_of(tensor: TensorInfo) -> int:
     """A byte of MXFP4 blocks holds two parameters; a scale is none."""
     count = math.prod(tensor.shape)
     if tensor.name.endswith(BLOCKS):
@@ -70,16 +156,15 @@ def _parameters(tensor: TensorInfo) -> int:
     return 0 if tensor.name.endswith(SCALES) else count
 
 
-def _lora_parameters(tensors: Iterable[TensorInfo], lora: LoraSettings) -> int:
-    """r x (in + out) for every targeted matrix."""
-    total, missing = 0, set(lora.target_modules)
+def lora_shapes(tensors: Iterable[TensorInfo], lora: LoraSettings) -> Iterable[tuple[str, tuple[int, int]]]:
+    """Module name and [out, in] of every targeted matrix.  Raises UnsupportedModel for a target without one."""
+    missing = set(lora.target_modules)
     for tensor in tensors:
         parts = tensor.name.split(".")
         if parts[-1] == "weight" and len(tensor.shape) == 2 and parts[-2] in lora.target_modules:
-            total += lora.r * sum(tensor.shape)
+            yield tensor.name.removesuffix(".weight"), (tensor.shape[0], tensor.shape[1])
             missing.discard(parts[-2])
     if missing:
         raise UnsupportedModel(
             f"train.lora.target_modules: {', '.join(sorted(missing))} match no weight of the model; remove them"
         )
-    return total

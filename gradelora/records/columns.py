@@ -22,6 +22,7 @@ _KINDS: dict[str, set[type]] = {"number": {int, float}, "text": {str}}
 _SPELL = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
 # Few different texts stand in very many rows.
 _REPEATED = ("question", "rubric", "question_id", "student_id", "group")
+_REPEATED_TYPE = pa.dictionary(pa.int32(), pa.string())
 
 
 @dataclass
@@ -82,11 +83,11 @@ class _Builder:
         if kind == "number":
             # Through numpy: Arrow refuses whole numbers that a float cannot hold exactly.
             return pa.array(np.array(values, dtype=np.float64), from_pandas=True)
+        arrow = _REPEATED_TYPE if name in _REPEATED else pa.string()
         try:
-            array = pa.array(values, pa.string())
+            return pa.array(values, arrow)
         except UnicodeEncodeError:
-            array = pa.array([self._encodable(name, v, row) for row, v in enumerate(values)], pa.string())
-        return array.dictionary_encode() if name in _REPEATED else array
+            return pa.array([self._encodable(name, v, row) for row, v in enumerate(values)], arrow)
 
     def _fitting(self, name: str, value: Any, row: int, kind: str, fitting: set[type], whole: NDArray[np.bool_]) -> Any:
         if type(value) in fitting:

@@ -1,8 +1,9 @@
 """Bytes to Python values, strictly: what another parser would read differently is refused.
 
-The standard library's C scanner does the work, one record at a time, so that memory is
+The standard library's C scanner says what is right, one record at a time, so that memory is
 bounded by a chunk and not by the file.  What it lets through is caught by hooks: duplicate
 keys, NaN and Infinity, numbers beyond a float (1e999, 400 digits), hopeless nesting.
+What is surely right is read many records at a time, by a faster parser (gradelora.records.quick).
 """
 
 import json
@@ -12,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from gradelora.records import quick
 from gradelora.records.locate import locate
 from gradelora.records.stream import SPACE, Fault, Plain, Window, open_plain
 
@@ -116,7 +118,6 @@ def _elements(window: Window) -> Iterator[Any]:
 def _many(text: str, end: int) -> tuple[list[Any], int]:
     """Elements that follow the one that ends at `end`, as many as are surely whole, and their end.
 
-    A scanner remembers keys within one call, so one call for many elements is a third faster.
     The cut is a guess, a place that looks like the last gap between two elements; that the text
     up to it is valid as a list proves it, for inside an element or a string it could not be.
     """
@@ -126,8 +127,10 @@ def _many(text: str, end: int) -> tuple[list[Any], int]:
     cut = text.rfind(text[end - 1] + gap.group(), end)
     if cut < 0:
         return [], end
+    listed = f"[{text[gap.end(1) : cut + 1]}]"
+    if (values := quick.read(listed.encode())) is not None:
+        return values, cut + 1
     try:
-        listed = f"[{text[gap.end(1) : cut + 1]}]"
         values, stop = _scan(listed, 0)
     except (StopIteration, ValueError, RecursionError):
         return [], end
@@ -168,7 +171,8 @@ def _lines(plain: Plain) -> Iterator[Any]:
         start = SPACE.match(text).end()  # type: ignore[union-attr]
         if start < len(text):
             anything = True
-            yield _line(text, start, number)
+            value = quick.read(raw)
+            yield _line(text, start, number) if value is None else value
     if not anything:
         raise Fault("empty", "no data in it")
 

@@ -10,7 +10,7 @@ from gradelora.config import Runtime, ValidateConfig
 from gradelora.errors import BadData
 from gradelora.validate.findings import Findings
 
-VERSION = 1
+VERSION = 2
 
 
 def validate(config: ValidateConfig, data: DataFiles, *, out: Path, runtime: Runtime) -> ValidatedRecords:  # noqa: ARG001

@@ -1,0 +1,153 @@
+"""How much the run computes: rows, tokens and steps, from the encoded data where it exists.
+
+Nothing encoded yet (a laptop, new data): tokens of an item are bounded by encode.max_length and
+items are counted in the files, if these are there at all.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from gradelora.artifacts import DataFiles, EncodedDataset, Frozen
+from gradelora.config import RunConfig, TrainConfig
+from gradelora.records.read import read_files
+
+# The planner's own rows: a second copy of it would drift from what training does.
+from gradelora.train.rows import Items, RowLimits, plan_run
+
+# {"score": 3} with its control tokens, rounded up.
+TARGET_TOKENS = 16
+# Candidates of a question times the tokens in which they differ: 0 to 10 in half points.
+CANDIDATE_TOKENS = 24
+
+
+class Workload(Frozen):
+    """What a run computes, and where that is known from.
+
+    `row_tokens` and `positions` are those of the largest row: tokens, and supervised positions.
+    `train_tokens` and `steps` are those of the whole run on all ranks, None where no data is known; the
+    other counts likewise.
+    """
+
+    source: str
+    exact: bool
+    longest: int
+    row_tokens: int
+    positions: int
+    items: int | None = None
+    held_out_items: int | None = None
+    data_bytes: int | None = None
+    steps: int | None = None
+    micro_steps: int | None = None
+    train_tokens: int | None = None
+    held_out_tokens: int | None = None
+
+
+def workload_of(run: RunConfig, data: DataFiles | None, encoded: EncodedDataset | None) -> Workload:
+    """Real lengths where there is encoded data, else bounds."""
+    if encoded is not None:
+        return _measured(run, encoded, data)
+    return _bounded(run, data)
+
+
+def _measured(run: RunConfig, encoded: EncodedDataset, data: DataFiles | None) -> Workload:
+    items = read_items(encoded.path / "train")
+    train = run.train
+    schedule = plan_run(
+        items,
+        epochs=train.epochs,
+        max_steps=train.max_steps,
+        most=limits(train),
+        seed=train.seed,
+        ranks=train.processes,
+        accumulation=train.accumulation,
+        micro_rows=train.micro_batch_rows,
+    )
+    rows = sorted({row for step in schedule.rows for micro in step for rank in micro for row in rank})
+    held_out = [s for s in run.evaluate.splits if getattr(encoded.splits, s)]
+    judged = [read_items(encoded.path / split) for split in held_out]
+    return Workload(
+        source=f"the encoded data {encoded.digest[:12]}",
+        exact=True,
+        longest=encoded.longest,
+        row_tokens=max((items.row_tokens(row) for row in rows), default=1),
+        positions=max((sum(len(items.target(i)) for i in row) for row in rows), default=1),
+        items=len(items),
+        held_out_items=sum(len(j) for j in judged),
+        data_bytes=data.total_bytes if data else None,
+        steps=schedule.steps,
+        micro_steps=schedule.steps * train.accumulation,
+        train_tokens=sum(schedule.tokens(items, step) for step in range(schedule.steps)),
+        held_out_tokens=sum(_scored_tokens(j) for j in judged),
+    )
+
+
+def limits(train: TrainConfig) -> RowLimits:
+    """What bounds a row of training."""
+    return RowLimits(answers=train.answers_per_row, tokens=train.tokens_per_row)
+
+
+def _scored_tokens(items: Items) -> int:
+    """Tokens that scoring computes: a question's prefix once, every answer with its candidates behind it."""
+    prefixes = {q: int(items.prefix_lengths[i]) for i, q in enumerate(items.questions)}
+    own = int((items.prompt_lengths - items.prefix_lengths).sum()) + CANDIDATE_TOKENS * len(items)
+    return sum(prefixes.values()) + own
+
+
+def read_items(folder: Path) -> Items:
+    """A split's Arrow stream files, without the datasets library: a plan imports nothing heavy."""
+    batches = [batch for path in sorted(folder.glob("*.arrow")) for batch in _batches(path)]
+    if not any(batch.num_rows for batch in batches):
+        none = np.zeros(0, dtype=np.int32)
+        return Items(none, np.zeros(1, dtype=np.int64), none, none, ())
+    table = pa.Table.from_batches(batches).combine_chunks()
+    ids = table["input_ids"].chunk(0)
+    return Items(
+        ids=ids.values.to_numpy(),
+        offsets=ids.offsets.to_numpy().astype(np.int64),
+        prefix_lengths=table["prefix_length"].to_numpy(),
+        prompt_lengths=table["prompt_length"].to_numpy(),
+        questions=tuple(table["question_key"].to_pylist()),
+    )
+
+
+def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+    with pa.OSFile(str(path)) as file, pa.ipc.open_stream(file) as reader:
+        yield from reader
+
+
+def _bounded(run: RunConfig, data: DataFiles | None) -> Workload:
+    train, longest = run.train, run.encode.max_length
+    row = max(longest, min(train.answers_per_row * longest, train.tokens_per_row))
+    bound = Workload(
+        source=f"encode.max_length={longest}, an upper bound: no encoded data",
+        exact=False,
+        longest=longest,
+        row_tokens=row,
+        positions=train.answers_per_row * TARGET_TOKENS,
+    )
+    if data is None:
+        return bound.model_copy(update={"source": bound.source + "; the data files are not here"})
+    items = read_files(data, run.validation.max_file_bytes).items.table.num_rows
+    split = run.validation.split
+    held_out = round(items * split.unseen_answers_share)
+    trained = items - held_out - round(items * split.validation_share)
+    rows = -(-trained // train.answers_per_row)
+    steps = -(-round(rows * train.epochs) // (train.processes * train.accumulation * train.micro_batch_rows))
+    steps = min(steps, train.max_steps) if train.max_steps else steps
+    micro = steps * train.accumulation
+    return bound.model_copy(
+        update={
+            "source": f"{bound.source}; {items} items in the data files",
+            "items": trained,
+            "held_out_items": held_out,
+            "data_bytes": data.total_bytes,
+            "steps": steps,
+            "micro_steps": micro,
+            "train_tokens": micro * train.processes * train.micro_batch_rows * row,
+            "held_out_tokens": held_out * longest,
+        }
+    )
+
