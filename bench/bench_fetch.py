@@ -1,6 +1,6 @@
 """Side by side: stock snapshot_download, hf_transfer and http against a Hub that caps each connection.
 
-`python -m bench.bench_fetch [--mib 300] [--cap 20]`: seconds, rate, peak memory, and what a kill at
+`python bench/bench_fetch.py [--mib 400] [--cap 12]`: seconds, rate, peak memory, and what a kill at
 half way costs.  Everything runs on loopback in processes of its own.
 """
 
@@ -114,28 +114,41 @@ def write_model(folder: Path, size: int) -> None:
     (folder / "config.json").write_text("{}")
 
 
+def judge(times_stock: float, carried: float, twice: float, peak_mb: float) -> None:
+    """Our own engine against what is asked of it; a busy machine can miss the first two."""
+    for what, value, asked, met in (
+        ("times stock", f"{times_stock:.1f}", "5", times_stock >= 5),
+        ("of what the capped connections carry", f"{carried:.2f}", "0.9", carried >= 0.9),
+        ("fetched twice after a kill at half way", f"{twice:.2%}", "under 1 %", twice < 0.01),
+        ("MB of memory at the peak", f"{peak_mb:.0f}", "under 200", peak_mb < 200),
+    ):
+        print(f"http: {value} {what} (asked: {asked}): {'met' if met else 'MISSED'}")
+
+
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(prog="python -m bench.bench_fetch", description=__doc__)
-    parser.add_argument("--mib", type=int, default=300, help="size of the file")
-    parser.add_argument("--cap", type=float, default=20, help="MiB/s that the Hub gives each connection")
+    parser = argparse.ArgumentParser(prog="python bench/bench_fetch.py", description=__doc__)
+    parser.add_argument("--mib", type=int, default=400, help="size of the file")
+    parser.add_argument("--cap", type=float, default=12, help="MiB/s that the Hub gives each connection")
     parser.add_argument("--connections", type=int, default=8)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="gradelora-bench-") as folder:
         bench = Bench(Path(folder), asked.mib, asked.cap, asked.connections)
         print(f"{asked.mib} MiB, {asked.cap:g} MiB/s a connection, {asked.connections} connections; sha256 included")
         print("engine       seconds   MiB/s  x stock  of cap  peak MB  twice after kill")
-        stock_s = 0.0
+        stock_s, measured = 0.0, {}
         for engine in ENGINES:
             seconds, peak = bench.whole(engine)
             stock_s = stock_s or seconds
             rate, twice = asked.mib / seconds, bench.killed(engine)
             carried = rate / (asked.cap * (1 if engine == "stock" else asked.connections))
+            measured[engine] = (stock_s / seconds, carried, twice, peak / 1e6)
             print(
                 f"{engine:12} {seconds:7.1f} {rate:7.1f} {stock_s / seconds:8.1f} {carried:7.2f}"
                 f" {peak / 1e6:8.0f} {twice:17.1%}",
                 flush=True,
             )
+        judge(*measured["http"])
         bench.pipe.send("end")
         bench.hub.join()
 

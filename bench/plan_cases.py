@@ -65,8 +65,9 @@ BF16 = {"weights": "bf16"}
 CHECKPOINTED = {"gradient_checkpointing": True}
 CASES = (
     Case("tiny, packed", "tiny"),
+    Case("tiny, packed, one process", "tiny", settings={"parallel": "layers", "processes": 1}),
     Case("packed", "middle"),
-    Case("packed, 5x the tokens", "middle", 400, 100, {"answers_per_row": 4}),
+    Case("packed, 5x the tokens", "middle", 400, 100),
     Case("packed, 5x the tokens, checkpointing", "middle", 400, 100, CHECKPOINTED),
     Case("packed, 4 rows", "middle", settings={"micro_batch_rows": 4}),
     Case("packed, r=256", "middle", settings={"lora": LoraSettings(r=256)}),

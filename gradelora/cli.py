@@ -16,6 +16,7 @@ from gradelora.cache import command as cache_options
 from gradelora.config import RunConfig, load_config
 from gradelora.errors import Damaged, GradeloraError
 from gradelora.fetch import command as fetch_options
+from gradelora.push import command as push_options
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -42,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         _command(commands, name, purpose, _stage(name))
     plan = _command(commands, "plan", "what the run needs and whether it fits; nothing is downloaded", _plan)
     plan.add_argument("--hardware", help="plan for another machine: 2xh200, 1xh200, 8xh100, 1xh100, 2xa100, cpu")
+    plan.add_argument("--why", action="store_true", help="only what is cached, what will run, and why")
     check = commands.add_parser("validate", help="check data files against the rubric schema")
     check.add_argument("paths", nargs="*", metavar="PATH", help="data files; default: those of --config")
     _common(check, _validate, config_required=False)
@@ -49,6 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("files", nargs="+", metavar="FILE")
     score.add_argument("--out", type=Path, required=True, help="folder for scores.jsonl; a second call goes on there")
     score.add_argument("--threshold", type=float, default=0.7, help="confidence below which a human should look")
+    push = _command(commands, "push", "hand over the adapter or the merged model: a Hub repository or a folder", _push)
+    push_options.add_options(push)
     _command(commands, "rollback", "go back to the champion before the present one", _rollback)
     bring = commands.add_parser("fetch", help=FETCH, description=FETCH)
     fetch_options.add_options(bring)
@@ -126,23 +130,9 @@ def _print(arguments: argparse.Namespace, value: Frozen, more: dict[str, Any] | 
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from gradelora.hardware import preset, this_machine
-    from gradelora.hub import HubClient
-    from gradelora.preflight import check, make_plan
-    from gradelora.preflight.table import print_plan
-    from gradelora.records import collect_data_files
-    from gradelora.resolve import resolve
+    from gradelora.preflight.command import plan_command
 
-    run = _config(arguments)
-    hardware = preset(arguments.hardware) if arguments.hardware else this_machine()
-    base = resolve(run.base, runtime=run.runtime)
-    plan = make_plan(run, base, collect_data_files(run.data.files), HubClient(run.runtime).cache, hardware)
-    if arguments.json:
-        print(plan.model_dump_json())
-    else:
-        print_plan(plan)
-    check(run, plan)
-    return 0
+    return plan_command(arguments, _config(arguments))
 
 
 def _validate(arguments: argparse.Namespace) -> int:
@@ -181,6 +171,10 @@ def _score(arguments: argparse.Namespace) -> int:
         )
     _print(arguments, scored)
     return 0
+
+
+def _push(arguments: argparse.Namespace) -> int:
+    return push_options.push_command(arguments, _tell)
 
 
 def _rollback(arguments: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from gradelora.artifacts import Frozen, Split
 from gradelora.errors import BadConfig
@@ -33,6 +33,11 @@ class DataConfig(Frozen):
     """Where the graded answers are."""
 
     files: tuple[str, ...] = Field(min_length=1, description="paths or globs of .json, .jsonl and .gz files")
+
+    @field_validator("files", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
 
 class SplitConfig(Frozen):

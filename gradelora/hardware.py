@@ -12,22 +12,39 @@ from gradelora.errors import BadConfig
 
 
 class Hardware(Frozen):
-    """One machine; `gpu_bytes` is the memory of each GPU."""
+    """One machine; `gpu_bytes` is the memory of each GPU, `gpu` its name as the driver tells it."""
 
     name: str
     gpus: int
     gpu_bytes: int
     host_bytes: int
     cores: int
+    gpu: str = ""
+
+
+class Roofline(Frozen):
+    """What a GPU can do at most: dense bf16 operations, bytes of its memory, bytes to its neighbours, a second."""
+
+    operations: float
+    memory_bytes: float
+    link_bytes: float
+
+
+# NVIDIA's data sheets; the first that occurs in the driver's name.  Links: NVLink, one direction.
+ROOFLINES = {
+    "H200": Roofline(operations=989e12, memory_bytes=4.8e12, link_bytes=450e9),
+    "H100": Roofline(operations=989e12, memory_bytes=3.35e12, link_bytes=450e9),
+    "A100": Roofline(operations=312e12, memory_bytes=2.0e12, link_bytes=300e9),
+}
 
 
 # Nominal memory as nvidia-smi reports it, less nothing: the plan has its own reserve.
 PRESETS = {
-    "2xh200": Hardware(name="2x H200 SXM", gpus=2, gpu_bytes=150_754_820_096, host_bytes=512 * 2**30, cores=64),
-    "1xh200": Hardware(name="1x H200 SXM", gpus=1, gpu_bytes=150_754_820_096, host_bytes=256 * 2**30, cores=32),
-    "8xh100": Hardware(name="8x H100 80 GB", gpus=8, gpu_bytes=85_520_809_984, host_bytes=1024 * 2**30, cores=128),
-    "1xh100": Hardware(name="1x H100 80 GB", gpus=1, gpu_bytes=85_520_809_984, host_bytes=256 * 2**30, cores=32),
-    "2xa100": Hardware(name="2x A100 80 GB", gpus=2, gpu_bytes=85_899_345_920, host_bytes=512 * 2**30, cores=64),
+    "2xh200": Hardware(name="2x H200 SXM", gpus=2, gpu_bytes=150_754_820_096, host_bytes=512 * 2**30, cores=64, gpu="H200"),
+    "1xh200": Hardware(name="1x H200 SXM", gpus=1, gpu_bytes=150_754_820_096, host_bytes=256 * 2**30, cores=32, gpu="H200"),
+    "8xh100": Hardware(name="8x H100 80 GB", gpus=8, gpu_bytes=85_520_809_984, host_bytes=1024 * 2**30, cores=128, gpu="H100"),
+    "1xh100": Hardware(name="1x H100 80 GB", gpus=1, gpu_bytes=85_520_809_984, host_bytes=256 * 2**30, cores=32, gpu="H100"),
+    "2xa100": Hardware(name="2x A100 80 GB", gpus=2, gpu_bytes=85_899_345_920, host_bytes=512 * 2**30, cores=64, gpu="A100"),
     "cpu": Hardware(name="CPU, 2 cores", gpus=0, gpu_bytes=0, host_bytes=24 * 2**30, cores=2),
 }
 
@@ -65,17 +82,28 @@ def this_machine() -> Hardware:
         gpu_bytes=min(sizes, default=0),
         host_bytes=_host_bytes(),
         cores=len(os.sched_getaffinity(0)),
+        gpu=_ask_driver("name")[0].strip() if sizes else "",
     )
+
+
+def driver_version() -> str:
+    """The NVIDIA driver's version; empty without a driver."""
+    return next((line.strip() for line in _ask_driver("driver_version") if line.strip()), "")
 
 
 def _gpu_bytes() -> list[int]:
     """Total memory of each GPU as the driver's own tool tells it; none without a driver."""
+    return [int(line) * 2**20 for line in _ask_driver("memory.total") if line.strip().isdigit()]
+
+
+def _ask_driver(what: str) -> list[str]:
+    """One line a GPU; none where the tool is absent or fails."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
-    query = [tool, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    query = [tool, f"--query-gpu={what}", "--format=csv,noheader,nounits"]
     answer = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
-    return [int(mib) * 2**20 for mib in re.findall(r"^\s*(\d+)\s*$", answer.stdout, re.M)]
+    return answer.stdout.splitlines() if answer.returncode == 0 else []
 
 
 def _host_bytes() -> int:

@@ -21,7 +21,7 @@ from gradelora.sandbox.hub import LoopbackHub
 ROOT = Path(__file__).parents[1]
 STAGES = ("fetch tokenizer", "fetch everything", "validate", "encode", "train", "evaluate")
 # Four optimizer steps: enough to go through everything, too few to learn.
-QUICK = ["train.max_steps=4", "train.warmup_steps=1", "evaluate.resamples=200"]
+QUICK = ["train.max_steps=4", "train.warmup_steps=1", "evaluate.resamples=200", "merge.enabled=false"]
 
 
 @pytest.fixture(scope="session")
@@ -113,7 +113,7 @@ class Bench:
 
     def overrides(self, *more: str) -> list[str]:
         places = [
-            f"data.files=[{self.folder}/data/*.json]",
+            f"data.files={self.folder}/data/*.json",
             f"store.root={self.folder}/store",
             f"runtime.hub_cache={self.folder}/hub",
         ]

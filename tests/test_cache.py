@@ -244,6 +244,7 @@ def test_xet_is_refused_where_it_cannot_be_used(runtime, tmp_path, capsys, monke
     assert "HF_HUB_DISABLE_XET" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_old_switch_for_hf_transfer_is_explained_and_honoured(runtime, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HF_HUB_ENABLE_HF_TRANSFER", "1")
     assert fetch_cli(tmp_path) == 0

@@ -67,6 +67,10 @@ def test_what_cannot_be_run_is_refused_with_field_and_remedy(override: str, fiel
     assert refusal.value.exit_code == 2
 
 
+def test_one_data_file_needs_no_brackets() -> None:
+    assert build_config(VALUES, ["data.files=data/*.json"]).data.files == ("data/*.json",)
+
+
 @pytest.mark.parametrize("text", ["- a list", "a: [", "\xff"])
 def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "run.yaml"

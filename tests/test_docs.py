@@ -22,6 +22,7 @@ COMMANDS = (
     "evaluate",
     "merge",
     "score",
+    "push",
     "rollback",
     "verify",
     "cache",

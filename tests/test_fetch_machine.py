@@ -12,25 +12,29 @@ import threading
 import time
 from urllib.parse import urlsplit
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from gradelora.errors import BadConfig, NotEnoughDisk
 from gradelora.fetch.part import BLOCK_BYTES
 from gradelora.hub import RepoCache
 from gradelora.sandbox.hub import Fault, LoopbackHub, Throttle
-from tests.hub_samples import fetched, resolved, runtime_for, write_json
-from tests.test_fetch_engines import BIG, MIB, is_right, shard, start, wait_for_bytes
+from tests.hub_samples import (
+    BIG,
+    MIB,
+    fetched,
+    is_right,
+    resolved,
+    runtime_for,
+    shard,
+    start,
+    wait_for_bytes,
+    write_big,
+)
 
 
 @pytest.fixture
 def hub(tmp_path):
-    folder = tmp_path / "hub" / BIG
-    folder.mkdir(parents=True)
-    weights = np.random.default_rng(0).integers(0, 255, 3 * MIB + 12345, np.uint8)
-    save_file({"w": weights}, folder / "model.safetensors")
-    write_json(folder / "config.json", {})
+    write_big(tmp_path / "hub", 3 * MIB + 12345)
     with LoopbackHub(tmp_path / "hub") as hub:
         yield hub
 
@@ -62,7 +66,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", cache], check=True)
 
 
-@pytest.mark.parametrize("engine", ["http", "hf_transfer", "stock"])
+@pytest.mark.parametrize("engine", ["http", pytest.param("hf_transfer", marks=pytest.mark.slow), "stock"])
 def test_a_full_disk_is_named_and_room_is_all_it_takes(hub, runtime, small_disk, base, tmp_path, engine):
     runtime = runtime.model_copy(update={"fetch_engine": engine})
     before = hub.sent(server="cdn")
@@ -108,7 +112,7 @@ def test_a_read_only_cache_that_lacks_a_file_is_said_with_the_way_out(runtime, s
         fetched(runtime, base, tmp_path)
 
 
-@pytest.mark.parametrize("engine", ["http", "hf_transfer", "stock"])
+@pytest.mark.parametrize("engine", ["http", pytest.param("hf_transfer", marks=pytest.mark.slow), "stock"])
 def test_without_symbolic_links_the_file_lies_in_the_snapshot_once(hub, runtime, base, tmp_path, engine, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_SYMLINKS", True)
     runtime = runtime.model_copy(update={"fetch_engine": engine})
@@ -152,6 +156,7 @@ fetched(runtime, base, pathlib.Path(sys.argv[3]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sig", ["SIGKILL", "SIGTERM", "SIGINT"])
 @pytest.mark.parametrize("moment", ["at 0 bytes", "before the rename", "between rename and link"])
 def test_a_kill_at_the_worst_moment_costs_no_byte(hub, runtime, base, tmp_path, moment, sig):
@@ -169,6 +174,7 @@ def test_a_kill_at_the_worst_moment_costs_no_byte(hub, runtime, base, tmp_path, 
     assert not list(cache.parts.iterdir())
 
 
+@pytest.mark.slow
 def test_a_dead_holder_of_the_lease_blocks_nobody(hub, runtime, base, tmp_path, capsys):
     hub.faults.append(Fault(Throttle(MIB / 4), on="cdn", times=None))
     before = hub.sent(server="cdn")
@@ -223,7 +229,7 @@ def proxy():
         proxy.shutdown()
 
 
-@pytest.mark.parametrize("engine", ["http", "hf_transfer"])
+@pytest.mark.parametrize("engine", ["http", pytest.param("hf_transfer", marks=pytest.mark.slow)])
 def test_proxy_endpoint_and_home_of_the_environment_are_honoured(hub, proxy, tmp_path, engine):
     kept = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy") and not k.startswith("HF_")}
     proxy_url = f"http://127.0.0.1:{proxy.server_port}"

@@ -6,15 +6,12 @@ import subprocess
 import sys
 
 import httpx
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from gradelora.config import load_config
 from gradelora.sandbox.hub import Fault, LoopbackHub, Throttle
 from tests.conftest import ROOT
-from tests.hub_samples import write_json
-from tests.test_fetch_engines import BIG, MIB
+from tests.hub_samples import BIG, MIB, write_big
 
 pytestmark = pytest.mark.slow
 
@@ -36,10 +33,7 @@ print(bring())
 
 
 def test_a_download_shows_its_lines_and_a_progress_artifact(prefect_server, tmp_path):
-    folder = tmp_path / "hub" / BIG
-    folder.mkdir(parents=True)
-    save_file({"w": np.random.default_rng(0).integers(0, 255, 24 * MIB, np.uint8)}, folder / "model.safetensors")
-    write_json(folder / "config.json", {})
+    write_big(tmp_path / "hub", 24 * MIB)
     slow = Fault(Throttle(MIB / 2), on="cdn", times=None)
     with LoopbackHub(tmp_path / "hub", faults=[slow]) as hub:
         places = [f"store.root={tmp_path}/store", f"runtime.hub_cache={tmp_path}/cache", "runtime.fetch_engine=http"]

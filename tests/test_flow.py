@@ -120,7 +120,7 @@ def test_a_full_disk_is_one_sentence_and_exit_code_2(bench: Bench, tmp_path: Pat
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("NotEnoughDisk")
-    assert f"{tmp_path}: 0.0 GB free" in last
+    assert f"{tmp_path}/hub: 0.0 GB free" in last
 
 
 def test_empty_data_is_one_sentence_and_exit_code_2(bench: Bench, tmp_path: Path) -> None:

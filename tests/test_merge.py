@@ -1,5 +1,6 @@
 """The streaming merge against PEFT's own, on a dense bf16 Llama and on a gpt-oss in MXFP4."""
 
+import errno
 import hashlib
 import json
 import os
@@ -232,6 +233,7 @@ def test_the_base_is_never_modified(gpt_oss: Path, plain: Path, tmp_path: Path) 
     assert files_under(gpt_oss) == before
 
 
+@pytest.mark.slow
 def test_merged_scores_are_those_of_base_and_adapter(gpt_oss: Path, plain: Path, tmp_path: Path) -> None:
     run(gpt_oss, plain, tmp_path / "out")
     ids = torch.arange(60).reshape(2, 30)
@@ -410,22 +412,42 @@ def test_a_run_goes_on_behind_the_sealed_shards(gpt_oss: Path, plain: Path, tmp_
 
 
 @pytest.mark.parametrize("place", ["untouched", "merged"])
-def test_a_byte_that_the_disk_changed_is_found_before_the_shard_counts(
+def test_a_byte_that_was_written_wrongly_is_found_before_the_shard_counts(
     gpt_oss: Path, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     shard = read_checkpoint(gpt_oss)[0]
     touched = next(t for t in shard.tensors if t.name.endswith("proj.weight") and "self_attn" in t.name)
-    at = touched.start if place == "merged" else touched.end
+    write = os.pwrite
 
-    def careless(file: int) -> None:
-        if os.fstat(file).st_size == shard.size:
-            os.pwrite(file, bytes([os.pread(file, 1, at)[0] ^ 1]), at)
+    def careless(file: int, data: memoryview, position: int) -> int:
+        """The merged weight itself, or a byte of the tensor behind it."""
+        count = write(file, data, position)
+        if os.fstat(file).st_size == shard.size and position == touched.start:
+            at = touched.start if place == "merged" else touched.end
+            write(file, bytes([os.pread(file, 1, at)[0] ^ 1]), at)
+        return count
 
-    monkeypatch.setattr(os, "fsync", careless)
+    monkeypatch.setattr(os, "pwrite", careless)
     with pytest.raises(Damaged, match=shard.name):
         run(gpt_oss, plain, tmp_path / "out")
     assert not (tmp_path / "out" / shard.name).exists()
     assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_a_shard_that_cannot_be_flushed_does_not_count(
+    gpt_oss: Path, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard, flush = read_checkpoint(gpt_oss)[0], os.fsync
+
+    def failing(file: int) -> None:
+        if os.fstat(file).st_size == shard.size:
+            raise OSError(errno.EIO, "the disk is broken")
+        flush(file)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(OSError, match="broken"):
+        run(gpt_oss, plain, tmp_path / "out")
+    assert not (tmp_path / "out" / shard.name).exists()
 
 
 def test_another_adapters_shards_are_not_taken_for_sealed(gpt_oss: Path, plain: Path, tmp_path: Path) -> None:

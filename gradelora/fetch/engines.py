@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import threading
 from collections.abc import Sequence
 from typing import Literal
 
@@ -19,6 +20,8 @@ from gradelora.fetch.verify import Verifier
 from gradelora.hub import HubClient, RepoCache
 
 STOCK = ("stock", "xet")
+# Files that are hashed while the next one arrives.
+FINISHED_AT_ONCE = 2
 
 
 class Download:
@@ -31,18 +34,19 @@ class Download:
         large = {f.sha256: f for f in missing if f.sha256 is not None and f.size > 0}
         self._parts = [Part(cache, f) for f in large.values()]
         self._source = Source(client, cache.repo_id, commit, runtime.fetch_stall_s)
-        self._engine: RangeEngine | None = None
+        self._engines: list[RangeEngine] = []
+        self._written: dict[str, int] = {}
+        self._slots = threading.Semaphore(FINISHED_AT_ONCE)
 
     def done_bytes(self) -> int:
         """Bytes on the disk of files that are not whole yet."""
-        return sum(p.done_bytes + transfer.written_bytes(p) for p in self._parts if not p.blob.exists())
+        missing = [p for p in self._parts if not p.blob.exists()]
+        return sum(max(p.done_bytes, transfer.written_bytes(p), self._written.get(p.sha256, 0)) for p in missing)
 
     def connections(self) -> int:
         """Those that receive bytes now: of hf_transfer as many as it may open; of the stock client unknown, so 0."""
-        if self._engine is not None:
-            return self._engine.busy
-        written = any(transfer.written_bytes(p) for p in self._parts)
-        return self._runtime.fetch_connections if written else 0
+        written = any(transfer.written_bytes(p) for p in self._parts if p.sha256 not in self._written)
+        return sum(e.busy for e in self._engines) + (self._runtime.fetch_connections if written else 0)
 
     def run(self, verifier: Verifier) -> None:
         """Bring them into blobs/, each verified, but for what is left to the stock client.
@@ -55,40 +59,71 @@ class Download:
             print(f"fetch: engine {self._runtime.fetch_engine}: {self._stock()}", flush=True)
             return
         try:
-            self._run(verifier, with_transfer=self._chosen() == "hf_transfer")
+            (self._transfer if self._chosen() == "hf_transfer" else self._fetch)(verifier)
         except OSError as error:
             raise self._source.named(error, self._parts[0]) from error
         except HubUnavailable as error:
             if self._runtime.fetch_engine != "auto" or not isinstance(error.__cause__, RangesIgnored):
                 raise
+            for part in self._parts:
+                part.discard()
             print(f"fetch: engine stock: the host ignores Range; {self._stock()}", flush=True)
         finally:
             for part in self._parts:
                 part.close()
 
-    def _run(self, verifier: Verifier, *, with_transfer: bool) -> None:
-        if with_transfer:
-            missing = sum(p.file.size - self._cache.allocated_bytes(p.file) for p in self._parts)
-            transfer.ensure_room(self._cache.parts, missing)
+    def _fetch(self, verifier: Verifier) -> None:
+        """All parts at once, by several connections."""
         for part in self._parts:
             transfer.adopt(part)
-            if with_transfer and not part.path.exists():
-                transfer.transfer(part, self._source, self._runtime.fetch_connections, self._runtime.fetch_stall_s)
-                transfer.adopt(part)
-            part.open()
-            if part.done_bytes:
-                print(f"fetch: {part.file.name}: {spell_bytes(part.done_bytes)} are there already", flush=True)
-            if with_transfer:
-                self._fill([part], verifier)
+            self._open(part)
         self._fill(self._parts, verifier)
+
+    def _transfer(self, verifier: Verifier) -> None:
+        """One file after the other by hf_transfer; while the next arrives, the last is mended, hashed and published."""
+        missing = sum(p.file.size - self._cache.allocated_bytes(p.file) for p in self._parts)
+        transfer.ensure_room(self._cache.parts, missing)
+        errors: list[Exception] = []
+        finishers = []
+        for part in self._parts:
+            transfer.adopt(part)
+            if not part.path.exists():
+                transfer.transfer(part, self._source, self._runtime.fetch_connections, self._runtime.fetch_stall_s)
+                self._written[part.sha256] = transfer.written_bytes(part)
+            # Daemons: hashing gigabytes must not hold the process back when it is told to end.
+            finishers.append(threading.Thread(target=self._finish, args=(part, verifier, errors), daemon=True))
+            finishers[-1].start()
+            if errors:
+                break
+        for thread in finishers:
+            # Short waits: Ctrl-C is not heard in a long one.
+            while thread.is_alive() and not errors:
+                thread.join(0.1)
+        if errors:
+            raise errors[0]
+
+    def _finish(self, part: Part, verifier: Verifier, errors: list[Exception]) -> None:
+        """Make a published file of what hf_transfer wrote; its own connections bring what is missing."""
+        try:
+            with self._slots:
+                transfer.adopt(part)
+                self._open(part)
+                self._fill([part], verifier)
+        except Exception as error:
+            errors.append(error)
+
+    def _open(self, part: Part) -> None:
+        part.open()
+        if part.done_bytes and part.sha256 not in self._written:
+            print(f"fetch: {part.file.name}: {spell_bytes(part.done_bytes)} are there already", flush=True)
 
     def _fill(self, parts: Sequence[Part], verifier: Verifier) -> None:
         runtime = self._runtime
-        self._engine = RangeEngine(
+        engine = RangeEngine(
             self._source, runtime.fetch_connections, runtime.hub_retries, lambda part: verifier.trust(part.file)
         )
-        self._engine.fill([p for p in parts if not p.blob.exists()])
-        self._engine = None
+        self._engines.append(engine)
+        engine.fill([p for p in parts if not p.blob.exists()])
 
     def _chosen(self) -> Literal["hf_transfer", "http"]:
         """Who starts the files; says why."""

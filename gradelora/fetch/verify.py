@@ -72,7 +72,7 @@ class Verifier:
 
     def trust(self, file: RemoteFile) -> None:
         """Note a blob that was hashed as it was published: it need not be read again."""
-        assert file.sha256 is not None
+        assert file.sha256 is not None, f"{file.name} has no sha256"
         stat = self._cache.blob(file).stat()
         self._notes[file.sha256] = Verified(size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=file.sha256)
 

@@ -4,7 +4,6 @@ Only the weights that LoRA touches are rewritten; everything else, MXFP4 experts
 copied byte for byte.  Memory is that of one weight, whatever the model's size.
 """
 
-import os
 import shutil
 import threading
 from collections.abc import Mapping
@@ -28,8 +27,8 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgp
 # The base's card describes the base; the folders hold it in other formats.
 LEFT_OUT = ("README.md", ".gitattributes", INDEX, CONFIG)
 LEFT_OUT_FOLDERS = ("original", "metal")
-# Two hash, one copies ahead, one waits for the disk; each holds two pieces and no weight.
-WORKERS = 4
+# Two shards are hashed while one is copied and the disk writes; small ones wait for torch together.
+FEWEST_AT_ONCE, MOST_AT_ONCE, BYTES_AT_ONCE = 3, 8, 4 * 10**9
 
 
 def merge(
@@ -95,6 +94,7 @@ def _write_shards(
 ) -> list[FileEntry]:
     """Seal every shard that is not yet sealed; the first failure stops the rest."""
     turn = threading.Lock()
+    workers = min(MOST_AT_ONCE, max(FEWEST_AT_ONCE, BYTES_AT_ONCE // max(shard.size for shard in shards)))
 
     def one_at_a_time(target: Target, base: int, factors: int) -> memoryview:
         arithmetic = loaded.result()
@@ -103,11 +103,11 @@ def _write_shards(
 
     with (
         ThreadPoolExecutor(1) as loader,
-        ThreadPoolExecutor(WORKERS) as flusher,
-        ThreadPoolExecutor(WORKERS) as pool,
+        ThreadPoolExecutor(workers) as flusher,
+        ThreadPoolExecutor(workers) as pool,
     ):
         # torch takes seconds to import; meanwhile the workers copy, and the disk writes.
-        loaded = loader.submit(_arithmetic, runtime.threads or os.cpu_count() or 1)
+        loaded = loader.submit(_arithmetic, runtime.threads or 1)
         waiting = [
             pool.submit(_sealed, source, adapter, out, shard, targets, journal, one_at_a_time, flusher)
             for shard in shards

@@ -5,37 +5,65 @@ Never cached: a measurement of this machine now is no artifact.
 
 from pathlib import Path
 
-from gradelora.artifacts import BaseModel, DataFiles, Frozen
+from gradelora.artifacts import BaseModel, DataFiles, EncodedDataset, Frozen
 from gradelora.config import RunConfig
 from gradelora.errors import MissingTool, NotEnoughDisk, NotEnoughGpus, NotEnoughMemory, UnsupportedModel
 from gradelora.hardware import Hardware, missing_tools, this_machine
+from gradelora.preflight.clock import Job, StageTime, stage_times
 from gradelora.preflight.disk import DiskPlan, plan_disk
-from gradelora.preflight.memory import MemoryPlan, plan_memory
+from gradelora.preflight.memory import MemoryPlan
+from gradelora.preflight.modes import Mode, modes_of, stages_of
 from gradelora.preflight.size import ModelSize, size_of
+from gradelora.preflight.workload import Workload, workload_of
+from gradelora.why import Foreseen, foresee
+
+# So many ways out are named in a refusal, each of another kind.
+WAYS_NAMED = 3
 
 
 class Plan(Frozen):
-    """What the run will need, beside what there is."""
+    """What the run will need, beside what there is.
+
+    `memory` is training's, `later` that of all other stages, `alternatives` other ways to train.
+    `elsewhere`: planned for another machine, so this one's free disk says nothing.
+    """
 
     hardware: Hardware
     size: ModelSize
     memory: MemoryPlan
-    alternatives: tuple[MemoryPlan, ...]
+    alternatives: tuple[Mode, ...]
     disk: tuple[DiskPlan, ...]
+    later: tuple[MemoryPlan, ...] = ()
+    work: Workload | None = None
+    stages: tuple[Foreseen, ...] = ()
+    times: tuple[StageTime, ...] = ()
+    notes: tuple[str, ...] = ()
+    elsewhere: bool = False
 
 
-def make_plan(config: RunConfig, base: BaseModel, data: DataFiles, cache: Path, hardware: Hardware) -> Plan:
+def make_plan(
+    run: RunConfig, base: BaseModel, data: DataFiles | None, cache: Path, hardware: Hardware, *, elsewhere: bool = False
+) -> Plan:
     """The plan of a run on `hardware`, whether it fits or not.  Raises UnsupportedModel."""
-    if config.train.weights == "packed" and not any(t.name.endswith("_blocks") for t in base.tensors):
-        raise UnsupportedModel(f"{base.repo_id}: has no MXFP4 weights to keep packed; set train.weights=bf16")
-    size = size_of(base, config.train.lora)
-    length = config.encode.max_length
+    _check_packed(run, base)
+    size = size_of(base, run.train.lora)
+    foresight = foresee(run, base, data)
+    encoded = foresight.artifacts.get("encode")
+    work = workload_of(run, data, encoded if isinstance(encoded, EncodedDataset) else None)
+    memory, *later = stages_of(run, work, size, hardware)
+    job = Job(run=run, base=base, size=size, work=work, hardware=hardware, here=not elsewhere)
     return Plan(
         hardware=hardware,
         size=size,
-        memory=plan_memory(config.train, length, size, hardware),
-        alternatives=_alternatives(config, size, hardware),
-        disk=plan_disk(config, base, size, cache, data.total_bytes),
+        memory=memory,
+        later=tuple(later),
+        alternatives=modes_of(run, work, size, hardware),
+        disk=plan_disk(run, base, size, cache, work, data.total_bytes if data else 0),
+        work=work,
+        stages=foresight.stages,
+        times=stage_times(job, foresight),
+        notes=_notes(base, size),
+        elsewhere=elsewhere,
     )
 
 
@@ -59,35 +87,50 @@ def check(config: RunConfig, plan: Plan) -> None:
             f"set train.processes={gpus}" if gpus else "rent a GPU, or set train.device=cpu and evaluate.device=cpu"
         )
         raise NotEnoughGpus(f"train.processes={asked} asks for {asked} GPUs, {plan.hardware.name} has {gpus}; {remedy}")
-    if not plan.memory.fits:
-        fitting = [a for a in plan.alternatives if a.fits]
-        change = " or ".join(f"{a.mode}: {a.needed_bytes / 1e9:.0f} GB" for a in fitting[:2])
-        remedy = f"these fit: {change}" if fitting else "reduce train.answers_per_row or take larger GPUs"
-        raise NotEnoughMemory(f"{plan.memory.mode} needs on {plan.memory.device} {plan.memory.spelled()}; {remedy}")
+    for stage in (plan.memory, *plan.later):
+        if not stage.fits:
+            what = "training" if stage is plan.memory else f"its {stage.mode}"
+            raise NotEnoughMemory(
+                f"{plan.memory.mode} on {plan.hardware.name}: {what} needs on {stage.device} {stage.spelled()}; "
+                f"{ways_out(plan)}"
+            )
     for disk in plan.disk:
-        if not disk.fits:
+        if not disk.fits and not plan.elsewhere:
             merge = " or merge.enabled=false" if config.merge.enabled else ""
             raise NotEnoughDisk(f"{disk.spelled()}; free some, or set store.root or runtime.hub_cache{merge}")
 
 
-def _alternatives(config: RunConfig, size: ModelSize, hardware: Hardware) -> tuple[MemoryPlan, ...]:
-    """The other modes and checkpointing, cheapest change first."""
-    train = config.train
-    on_gpu = train.device == "cuda"
-    changes: list[dict[str, object]] = [{"gradient_checkpointing": True}]
-    if size.expert_parameters:
-        changes.append({"weights": "packed", "parallel": "zero2"})
-    if on_gpu and hardware.gpus > 1:
-        changes.append({"weights": "bf16", "parallel": "zero3"})
-    changes.append({"weights": "bf16", "parallel": "layers", "processes": 1})
-    plans = []
-    for change in changes:
-        for checkpointing in (False, True):
-            other = train.model_copy(update={"gradient_checkpointing": checkpointing, **change})
-            plan = plan_memory(other, config.encode.max_length, size, hardware)
-            named = " with gradient_checkpointing=true" if other.gradient_checkpointing else ""
-            plans.append(plan.model_copy(update={"mode": plan.mode + named}))
-    return tuple({p.mode: p for p in plans}.values())
+def ways_out(plan: Plan) -> str:
+    """The changes that fit, the cheapest first, as the very options to add to the command."""
+    kinds: dict[str, Mode] = {}
+    for mode in plan.alternatives:
+        if mode.fits:
+            kinds.setdefault(mode.mode.partition(",")[0], mode)
+    if not kinds:
+        return "no mode fits; lower encode.max_length or train.tokens_per_row, or take larger or more GPUs"
+    ways = [
+        f"`{m.options}` ({m.mode}: {m.tightest.needed_bytes / 1e9:.1f} of {m.tightest.available_bytes / 1e9:.1f} GB)"
+        for m in list(kinds.values())[:WAYS_NAMED]
+    ]
+    return "these fit, the cheapest change first: " + ", or ".join(ways)
+
+
+def _notes(base: BaseModel, size: ModelSize) -> tuple[str, ...]:
+    if not size.assumed:
+        return ()
+    kind = ", ".join(base.config.get("architectures") or ["an unknown architecture"])
+    bounds = ", ".join(size.assumed)
+    return (f"{kind}: config.json does not say all that memory follows from; an upper bound with {bounds}",)
+
+
+def _check_packed(run: RunConfig, base: BaseModel) -> None:
+    """Neither training nor the evaluation after it can keep packed what is not packed."""
+    if any(t.name.endswith("_blocks") for t in base.tensors):
+        return
+    wrong = [name for name, part in (("train", run.train), ("evaluate", run.evaluate)) if part.weights == "packed"]
+    if wrong:
+        remedy = " and ".join(f"set {name}.weights=bf16" for name in wrong)
+        raise UnsupportedModel(f"{base.repo_id}: has no MXFP4 weights to keep packed; {remedy}")
 
 
 def _check_tools(config: RunConfig) -> None:

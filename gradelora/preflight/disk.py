@@ -1,26 +1,34 @@
 """Disk by file system: what the whole run will write where, at its worst moment."""
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from gradelora.artifacts import BaseModel, Frozen
-from gradelora.config import RunConfig
+from gradelora.config import LoraSettings, RunConfig, TrainConfig
 from gradelora.hub import RepoCache
 from gradelora.preflight.memory import GB, Need
-from gradelora.preflight.size import ModelSize
+from gradelora.preflight.size import ModelSize, lora_shapes
+from gradelora.preflight.workload import Workload
 
 # Kept free beside what is planned: logs, the database, other programs.
 RESERVE_BYTES = 1_000_000_000
-# ids as int32 and prompts that are stored once an item: measured on the sample.
-ENCODED_PER_DATA_BYTE = 8
+# Records as Arrow, then ids as int32 with the prompt in every item: measured on data/sample.
+PREPARED_PER_DATA_BYTE = 8
+PREDICTION_BYTES, REPORT_BYTES = 1_500, 2_000_000
+# Measured by bench/bench_plan.py: (a rank or a run, a tensor of the adapter).
+OVERHEAD = {"zero2": (42_112, 902), "zero3": (38_980, 2_196), "layers": (20_000, 1_160)}
+ADAPTER_CONFIG_BYTES, HISTORY_BYTES = 1_160, 98
 
 
 class DiskPlan(Frozen):
-    """One file system: free now, and what the run will add to it."""
+    """One file system: free now, and what the run will have added to it at its worst moment."""
 
     folder: Path
     free_bytes: int
     needs: tuple[Need, ...]
+    moment: str = ""
 
     @property
     def needed_bytes(self) -> int:
@@ -42,29 +50,77 @@ class DiskPlan(Frozen):
 
 
 def plan_disk(
-    config: RunConfig, base: BaseModel, size: ModelSize, cache: Path, data_bytes: int
+    run: RunConfig, base: BaseModel, size: ModelSize, cache: Path, work: Workload, data_bytes: int
 ) -> tuple[DiskPlan, ...]:
-    """Needs grouped by device, so that two folders on one disk are added up."""
-    checkpoint = size.lora_parameters * (4 + 12)
-    places = [
+    """Needs at the worst moment of the run, grouped by device: two folders on one disk are added up."""
+    store = run.store.root
+    always = [
         (cache, Need(what="weights still to fetch", bytes=missing_bytes(base, cache))),
-        (config.store.root, Need(what="encoded data", bytes=ENCODED_PER_DATA_BYTE * data_bytes)),
-        (config.store.root, Need(what="checkpoints", bytes=(config.train.keep_checkpoints + 1) * checkpoint)),
+        (store, Need(what="records and encoded data", bytes=_prepared_bytes(work, data_bytes))),
     ]
-    if config.merge.enabled:
-        places.append((config.store.root, Need(what="merged model", bytes=size.disk_bytes)))
-    by_device: dict[int, list[tuple[Path, Need]]] = {}
-    for folder, need in places:
-        existing = nearest_existing(folder)
-        by_device.setdefault(existing.stat().st_dev, []).append((existing, need))
+    adapter = adapter_bytes(size, run.train.lora, base, work.steps or 0)
+    training = [
+        (store, Need(what="checkpoints", bytes=(run.train.keep_checkpoints + 1) * checkpoint_bytes(run.train, size))),
+        (store, Need(what="adapter", bytes=adapter)),
+    ]
+    after = [
+        (store, Need(what="adapter", bytes=adapter)),
+        (store, Need(what="predictions and report", bytes=REPORT_BYTES + PREDICTION_BYTES * (work.held_out_items or 0))),
+    ]
+    if run.merge.enabled:
+        after.append((store, Need(what="merged model", bytes=size.disk_bytes)))
+    # Checkpoints are removed when the adapter is sealed, so they never lie beside the merged model.
+    moments = {"while training": always + training, "when all is done": always + after}
+    free: dict[int, tuple[Path, int]] = {}
+    for folder in (cache, store):
+        place = nearest_existing(folder)
+        free.setdefault(place.stat().st_dev, (place, shutil.disk_usage(place).free))
     return tuple(
-        DiskPlan(
-            folder=group[0][0],
-            free_bytes=shutil.disk_usage(group[0][0]).free,
-            needs=tuple(need for _, need in group),
-        )
-        for group in by_device.values()
+        max((_at(moment, needs, device, *place) for moment, needs in moments.items()), key=lambda d: d.needed_bytes)
+        for device, place in free.items()
     )
+
+
+def _at(moment: str, needs: list[tuple[Path, Need]], device: int, folder: Path, free_bytes: int) -> DiskPlan:
+    here = tuple(need for place, need in needs if nearest_existing(place).stat().st_dev == device)
+    return DiskPlan(folder=folder, free_bytes=free_bytes, needs=here, moment=moment)
+
+
+def _prepared_bytes(work: Workload, data_bytes: int) -> int:
+    return max(PREPARED_PER_DATA_BYTE * data_bytes, 4 * work.longest * (work.items or 0))
+
+
+def checkpoint_bytes(train: TrainConfig, size: ModelSize) -> int:
+    """One sealed checkpoint: values, fp32 values and two moments, and what torch.save adds a tensor and a file.
+
+    Measured by bench/bench_plan.py; DeepSpeed's file of values holds the trainable ones alone.
+    """
+    base, tensor = OVERHEAD[train.parallel]
+    overhead = train.processes * base + tensor * size.lora_tensors
+    if train.parallel == "layers":
+        return (4 + 8) * size.lora_parameters + overhead
+    if train.parallel == "zero3":
+        return 12 * size.lora_parameters + overhead
+    width = 2 if train.precision == "bf16" else 4
+    # A tied head is trained no more than its twin, but DeepSpeed leaves out frozen weights by one name alone.
+    return (width + 12) * size.lora_parameters + width * size.tied_parameters + overhead
+
+
+def adapter_bytes(size: ModelSize, lora: LoraSettings, base: BaseModel, steps: int) -> int:
+    """adapter_model.safetensors to the byte, adapter_config.json and history.json nearly so."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, (rows, columns) in lora_shapes(base.tensors, lora):
+        for part, shape in (("A", [lora.r, columns]), ("B", [rows, lora.r])):
+            end = offset + 4 * shape[0] * shape[1]
+            header[f"base_model.model.{name}.lora_{part}.weight"] = {
+                "dtype": "F32",
+                "shape": shape,
+                "data_offsets": [offset, end],
+            }
+            offset = end
+    text = len(json.dumps(header, separators=(",", ":")))
+    return 8 + -(-text // 8) * 8 + 4 * size.lora_parameters + ADAPTER_CONFIG_BYTES + HISTORY_BYTES * steps
 
 
 def missing_bytes(base: BaseModel, cache: Path) -> int:

@@ -1,9 +1,12 @@
-"""Memory at the peak of training, a first formula; on a CPU run the host takes the GPU's part.
+"""Memory at the peak of training; on a CPU run the host takes the GPU's part.
 
-Per process: weights + the layer that is dequantised or gathered + LoRA with its optimizer +
-activations + logits at supervised positions + allocator and context.  Activation counts follow
-Korthikanti et al. 2022 (arXiv 2205.05198), section 4, with eager attention's score matrices.
+Per process: weights + what is unpacked or gathered for a layer + LoRA with its optimizer + what
+forward keeps for backward + the layer at work + logits at supervised positions + allocator and
+context.  What is kept follows the autograd graph of transformers' eager attention and of
+PackedExperts: inputs of frozen matrices are not kept, those of LoRA's are.
 """
+
+from typing import NamedTuple
 
 from gradelora.artifacts import Frozen
 from gradelora.config import TrainConfig
@@ -11,12 +14,21 @@ from gradelora.hardware import Hardware
 from gradelora.preflight.size import ModelSize
 
 GB = 1e9
-# A CUDA context with NCCL buffers; on a CPU the imports of torch, transformers and deepspeed.
-CONTEXT_BYTES = {"cuda": 2_000_000_000, "cpu": 900_000_000}
+# A CUDA context with NCCL buffers.  On a CPU: imports of torch, transformers and peft, measured by
+# bench/bench_plan.py, as are the two below.
+CONTEXT_BYTES = {"cuda": 2_000_000_000, "cpu": 575_000_000}
+# On a CPU, what DeepSpeed's imports and gloo's buffers add.
+DEEPSPEED_BYTES = 40_000_000
+# The C library's heap keeps holes between what was freed.
+CPU_HEAP = 1.4
 # The allocator's slack on a GPU: the tutorial keeps 6 of 141 GB free.
 FRAGMENTATION = 0.04
-# {"score": 3} with its control tokens, rounded up.
-TARGET_TOKENS = 16
+# Copies of one layer's scores that live at once in forward or backward.
+SCORES_AT_WORK = 4
+# dequantize() on a GPU, bytes a weight: bytes in order 0.5, their indices 1, values looked up 2, result 2.
+UNPACKING_BYTES = 5.5
+# DeepSpeed's stage3_max_live_parameters: gathered layers are kept up to so many.
+LIVE_PARAMETERS = 1_000_000_000
 
 
 class Need(Frozen):
@@ -27,7 +39,7 @@ class Need(Frozen):
 
 
 class MemoryPlan(Frozen):
-    """What one process needs at its peak beside what its device has."""
+    """What one process of a stage needs at its peak beside what its device has."""
 
     mode: str
     device: str
@@ -45,29 +57,50 @@ class MemoryPlan(Frozen):
         """Whether the peak stays within the device."""
         return self.needed_bytes <= self.available_bytes
 
+    @property
+    def lacking_bytes(self) -> int:
+        """By how much it does not fit; 0 where it does."""
+        return max(0, self.needed_bytes - self.available_bytes)
+
     def spelled(self) -> str:
         """`208.1 of 150.8 GB (weights 233.7, ...)`: measured against needed."""
-        parts = ", ".join(f"{n.what} {n.bytes / GB:.1f}" for n in self.needs)
+        parts = ", ".join(f"{n.what} {n.bytes / GB:.1f}" for n in self.needs if n.bytes)
         times = f"{self.processes_per_device} x " if self.processes_per_device > 1 else ""
         return f"{self.needed_bytes / GB:.1f} of {self.available_bytes / GB:.1f} GB ({times}{parts})"
 
 
-def plan_memory(train: TrainConfig, max_length: int, size: ModelSize, hardware: Hardware) -> MemoryPlan:
+class Row(NamedTuple):
+    """The largest row of a micro-batch: tokens, and supervised positions."""
+
+    tokens: int
+    positions: int
+
+
+def plan_memory(train: TrainConfig, row: Row, size: ModelSize, hardware: Hardware) -> MemoryPlan:
     """The peak of one training process in the configured mode."""
     width = 2 if train.precision == "bf16" else 4
+    layers = layers_on_device(train, size, hardware)
+    kept, at_work = activation_bytes(train, row, size, width, layers)
+    heap = CPU_HEAP if train.device == "cpu" else 1.0
     needs = [
-        Need(what="weights", bytes=_weight_bytes(train, size, width, hardware)),
-        Need(what="one layer unpacked", bytes=_layer_bytes(train, size, width)),
-        Need(what="LoRA and optimizer", bytes=size.lora_parameters * (width + width + 12)),
-        Need(what="activations", bytes=_activation_bytes(train, max_length, size, width)),
-        Need(what="logits", bytes=_logit_bytes(train, size)),
-        Need(what="context", bytes=CONTEXT_BYTES[train.device]),
+        Need(what="weights", bytes=weight_bytes(train, size, width, hardware)),
+        Need(what=_unpacked(train), bytes=layer_bytes(train, size, width)),
+        Need(what="LoRA and optimizer", bytes=_lora_bytes(train, size, width)),
+        Need(what="activations kept", bytes=int(heap * kept)),
+        Need(what="layer at work", bytes=int(heap * at_work)),
+        Need(what="logits", bytes=3 * 4 * train.micro_batch_rows * row.positions * size.vocabulary),
+        Need(what="context", bytes=context_bytes(train)),
     ]
+    return on_device(f"{train.weights} + {train.parallel}", needs, train, hardware)
+
+
+def on_device(mode: str, needs: list[Need], train: TrainConfig, hardware: Hardware) -> MemoryPlan:
+    """The needs of a training process beside what its device has."""
     on_gpu = train.device == "cuda"
     if on_gpu:
-        needs.append(Need(what="fragmentation", bytes=int(FRAGMENTATION * sum(n.bytes for n in needs))))
+        needs = [*needs, Need(what="fragmentation", bytes=int(FRAGMENTATION * sum(n.bytes for n in needs)))]
     return MemoryPlan(
-        mode=f"{train.weights} + {train.parallel}",
+        mode=mode,
         device="each GPU" if on_gpu else "host",
         processes_per_device=1 if on_gpu else train.processes,
         available_bytes=hardware.gpu_bytes if on_gpu else hardware.host_bytes,
@@ -75,32 +108,92 @@ def plan_memory(train: TrainConfig, max_length: int, size: ModelSize, hardware: 
     )
 
 
-def _weight_bytes(train: TrainConfig, size: ModelSize, width: int, hardware: Hardware) -> int:
+def context_bytes(train: TrainConfig) -> int:
+    """What a training process takes before it holds anything of the model."""
+    distributed = train.device == "cpu" and train.parallel != "layers"
+    return CONTEXT_BYTES[train.device] + (DEEPSPEED_BYTES if distributed else 0)
+
+
+def layers_on_device(train: TrainConfig, size: ModelSize, hardware: Hardware) -> int:
+    """Decoder layers of which one device keeps activations: all, or its part where layers are spread."""
+    if train.parallel == "layers" and train.device == "cuda":
+        return -(-size.layers // max(hardware.gpus, 1))
+    return size.layers
+
+
+def weight_bytes(train: TrainConfig, size: ModelSize, width: int, hardware: Hardware) -> int:
+    """What stays for the whole run on one device."""
     if train.weights == "packed":
-        return size.expert_disk_bytes + width * size.other_parameters
-    shares = {"zero2": 1, "zero3": train.processes, "layers": max(hardware.gpus, 1)}
-    return width * size.parameters // shares[train.parallel]
+        # On a CPU the files stay mapped; what is used in another type is a copy beside them.
+        if train.device == "cpu":
+            return size.disk_bytes + (width * size.other_parameters if width != 2 else 0)
+        whole = size.expert_disk_bytes + width * size.other_parameters
+        return spread(whole, size, hardware) if train.parallel == "layers" else whole
+    whole = width * size.parameters
+    if train.parallel == "layers" and train.device == "cuda":
+        return spread(whole, size, hardware)
+    return whole // train.processes if train.parallel == "zero3" else whole
 
 
-def _layer_bytes(train: TrainConfig, size: ModelSize, width: int) -> int:
-    """Experts of one layer in full width (packed), or one gathered layer (ZeRO-3)."""
+def spread(whole: int, size: ModelSize, hardware: Hardware) -> int:
+    """The fullest of all GPUs: whole layers, and embeddings beside them."""
+    gpus = max(hardware.gpus, 1)
+    share = size.embedding_parameters / size.parameters
+    layers = -(-size.layers // gpus)
+    return int(whole * ((1 - share) * layers / size.layers + (share if gpus == 1 else share / 2)))
+
+
+def _unpacked(train: TrainConfig) -> str:
+    return "one layer unpacked" if train.weights == "packed" else "layers gathered"
+
+
+def layer_bytes(train: TrainConfig, size: ModelSize, width: int) -> int:
+    """Experts of one layer in full width (packed), or what ZeRO-3 gathers and does not let go at once."""
     if train.weights == "packed":
-        return width * size.expert_parameters // size.layers
-    return width * size.parameters // size.layers if train.parallel == "zero3" else 0
+        return _unpacking_bytes(train, size, width)
+    if train.parallel != "zero3":
+        return 0
+    # Gathered into one flat buffer, then copied out of it tensor by tensor.
+    return 2 * width * min(size.parameters, LIVE_PARAMETERS + size.layer_parameters)
 
 
-def _activation_bytes(train: TrainConfig, max_length: int, size: ModelSize, width: int) -> int:
-    rows = train.micro_batch_rows
-    tokens = min(train.answers_per_row * max_length, train.tokens_per_row)
+def _unpacking_bytes(train: TrainConfig, size: ModelSize, width: int) -> int:
+    """The larger of a layer's two expert tensors while it is unpacked; both, where backward keeps them."""
+    share = 1.0
+    if train.expert_chunk and size.routed:
+        share = min(1.0, train.expert_chunk / size.experts)
+    largest = size.largest_packed
+    smaller = size.expert_parameters // size.layers - largest
+    if train.device == "cpu":
+        # By small pieces, so that only the cast from bf16 holds a second copy; the heap keeps both tensors' room.
+        return int(CPU_HEAP * share * (width * (largest + smaller) + (2 * largest if width != 2 else 0)))
+    kept = width * largest if train.gradient_checkpointing and share == 1.0 else 0
+    return int(share * max(UNPACKING_BYTES * largest, kept + UNPACKING_BYTES * smaller))
+
+
+def _lora_bytes(train: TrainConfig, size: ModelSize, width: int) -> int:
+    """Values and gradients, fp32 values and two moments (a rank's share of them), two buckets."""
+    ranks = 1 if train.parallel == "layers" else train.processes
+    bucket = 0 if train.parallel == "layers" else min(train.reduce_bucket_elements, size.lora_parameters)
+    return 2 * width * size.lora_parameters + 12 * size.lora_parameters // ranks + 2 * width * bucket
+
+
+def activation_bytes(train: TrainConfig, row: Row, size: ModelSize, width: int, layers: int) -> tuple[int, int]:
+    """(kept for backward by `layers` layers, held by the layer that computes)."""
+    tokens = train.micro_batch_rows * row.tokens
+    scores = train.micro_batch_rows * size.heads * row.tokens**2
     attention = size.heads * size.head_dim
-    per_token = 8 * size.hidden + 4 * attention + 3 * size.active_intermediate
-    # Eager attention keeps scores, softmax (fp32) and its dropout for backward.
-    per_layer = rows * (width * tokens * per_token + (4 + 2 * width) * size.heads * tokens**2)
+    dropped = 1 if train.lora.dropout else 0
+    # Norms keep fp32; LoRA its input and dropout's mask; attention q, k, v after rotation.
+    per_token = 8 * size.hidden + (width + dropped) * size.lora_inputs // size.layers + 3 * width * attention
+    # Gated experts keep six tensors and their product with the routing weight, a gated MLP three.
+    per_token += width * (6 * size.active_intermediate + size.routed * size.hidden if size.routed
+                          else 3 * size.active_intermediate)  # fmt: skip
+    # Softmax in fp32 is kept beside its copy in the model's type, unless they are the same.
+    per_score = width if size.narrow_scores or width == 4 else 4 + width
+    layer = tokens * per_token + scores * per_score
+    experts = tokens * width * (4 * size.active_intermediate + 2 * max(size.routed, 1) * size.hidden)
+    at_work = max(SCORES_AT_WORK * scores * max(width, per_score // 2), experts)
     if train.gradient_checkpointing:
-        return size.layers * rows * tokens * size.hidden * width + per_layer
-    return size.layers * per_layer
-
-
-def _logit_bytes(train: TrainConfig, size: ModelSize) -> int:
-    """fp32 logits, their softmax and their gradient, at supervised positions alone."""
-    return 3 * 4 * train.micro_batch_rows * train.answers_per_row * TARGET_TOKENS * size.vocabulary
+        return layers * tokens * size.hidden * width + layer, at_work
+    return layers * layer, at_work

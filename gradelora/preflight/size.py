@@ -25,7 +25,9 @@ SMALLEST_HEAD = 64
 class ModelSize(Frozen):
     """Counts of parameters, bytes on disk, and the widths that activations follow.
 
-    `largest_tensor` counts parameters.  `narrow_scores`: attention keeps its scores in the
+    `largest_tensor`, `largest_packed` count parameters; `lora_inputs` adds up the inputs of all
+    targeted matrices; `routed` is the number of experts that see a token, 0 in a dense model.
+    `narrow_scores`: attention keeps its scores in the
     model's own type; others keep them in fp32 beside it.  `assumed` names what config.json
     does not say: then all that follows from it is an upper bound.
     """
@@ -43,9 +45,14 @@ class ModelSize(Frozen):
     active_intermediate: int
     vocabulary: int
     lora_tensors: int = 0
+    lora_inputs: int = 0
+    experts: int = 1
+    routed: int = 0
     largest_tensor: int = 0
+    largest_packed: int = 0
     active_parameters: int = 0
     embedding_parameters: int = 0
+    tied_parameters: int = 0
     narrow_scores: bool = True
     assumed: tuple[str, ...] = ()
 
@@ -90,9 +97,14 @@ def size_of(base: BaseModel, lora: LoraSettings) -> ModelSize:
         active_intermediate=widths.active * widths["intermediate_size"],
         vocabulary=widths["vocab_size"],
         lora_tensors=2 * len(targeted),
+        lora_inputs=sum(shape[1] for _, shape in targeted),
+        experts=widths.experts,
+        routed=widths.active if widths.experts > 1 else 0,
+        largest_packed=max(map(parameters_of, experts), default=0),
         largest_tensor=max(map(parameters_of, base.tensors)),
         active_parameters=parameters - packed + packed * widths.active // max(widths.experts, 1),
         embedding_parameters=embedding,
+        tied_parameters=embedding if widths.config.get("tie_word_embeddings") else 0,
         narrow_scores=widths.config.get("model_type") == "gpt_oss",
         assumed=tuple(widths.assumed),
     )

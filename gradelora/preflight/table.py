@@ -1,33 +1,105 @@
-"""The plan as a table for people."""
+"""The plan as text for people: aligned columns, nothing folded, so that an option can be copied."""
 
-from rich.console import Console
-from rich.table import Table
+from collections.abc import Iterable, Sequence
 
 from gradelora.preflight import Plan
-from gradelora.preflight.memory import GB
+from gradelora.preflight.clock import cost, total
+from gradelora.preflight.memory import GB, MemoryPlan
+from gradelora.why import Foreseen
 
 
-def print_plan(plan: Plan) -> None:
-    """Memory of every mode side by side, then disk by file system."""
-    console = Console()
+def print_plan(plan: Plan, price_per_hour: float | None) -> None:
+    """Size and work, memory of every stage and mode, disk by file system, time and cost by stage."""
     size = plan.size
     share = 100 * size.lora_parameters / size.parameters
-    console.print(
+    for note in plan.notes:
+        print(f"note: {note}")
+    print(
         f"{size.parameters:,} parameters: {size.disk_bytes / GB:.2f} GB on disk, {size.bf16_bytes / GB:.2f} GB in bf16"
     )
-    console.print(f"LoRA trains {size.lora_parameters:,} of them ({share:.4f} %)")
-    memory = Table("mode", "GB needed", "GB there", "fits", "parts", title=f"Memory on {plan.hardware.name}")
-    for row in (plan.memory, *plan.alternatives):
-        parts = ", ".join(f"{n.what} {n.bytes / GB:.1f}" for n in row.needs)
-        label = f"[bold]{row.mode}[/bold] (configured)" if row is plan.memory else row.mode
-        needed, there = row.needed_bytes / GB, row.available_bytes / GB
-        memory.add_row(
-            label, f"{needed:.1f}", f"{there:.1f}", "yes" if row.fits else f"no, by {needed - there:.1f}", parts
-        )
-    console.print(memory)
-    disk = Table("file system", "GB needed", "GB free", "fits", "parts", title="Disk")
+    print(f"LoRA trains {size.lora_parameters:,} of them ({share:.4f} %)")
+    if plan.work:
+        work = plan.work
+        print(f"lengths from {work.source}: {work.row_tokens:,} tokens in the largest row")
+        if work.steps is not None:
+            print(f"training{'' if work.exact else ', at most'}: {work.steps:,} steps, {work.train_tokens:,} tokens")
+    _print_memory(plan)
+    _print_modes(plan)
+    _print_disk(plan)
+    _print_times(plan, price_per_hour)
+
+
+def print_why(stages: Iterable[Foreseen]) -> None:
+    """One stage a line: cached, run or follows, and the causes."""
+    for foreseen in stages:
+        print(f"{foreseen.stage:17} {foreseen.state:8} {'; '.join(foreseen.causes)}")
+
+
+def _print_memory(plan: Plan) -> None:
+    rows = []
+    for row in (plan.memory, *plan.later):
+        label = f"training, {row.mode}" if row is plan.memory else row.mode
+        times = f"{row.processes_per_device} x " if row.processes_per_device > 1 else ""
+        parts = ", ".join(f"{n.what} {n.bytes / GB:.1f}" for n in row.needs if n.bytes)
+        rows.append((label, row.device, _gb(row.needed_bytes), _gb(row.available_bytes), _fits(row), times + parts))
+    _print(f"memory on {plan.hardware.name}", ("stage", "on", "GB needed", "GB there", "fits", "parts"), rows)
+
+
+def _print_modes(plan: Plan) -> None:
+    rows = []
+    for mode in plan.alternatives:
+        tight = mode.tightest
+        stage = "training" if tight is mode.stages[0] else tight.mode
+        figures = (_gb(mode.stages[0].needed_bytes), _gb(tight.needed_bytes), _gb(tight.available_bytes))
+        rows.append((mode.mode, *figures, stage, _fits(tight), mode.options))
+    names = ("mode", "GB in training", "GB at its tightest", "GB there", "which is", "fits", "add")
+    _print("other ways, the cheapest change first", names, rows)
+
+
+def _print_disk(plan: Plan) -> None:
+    rows = []
     for system in plan.disk:
-        parts = ", ".join(f"{n.what} {n.bytes / GB:.2f}" for n in system.needs)
-        needed, free = system.needed_bytes / GB, system.free_bytes / GB
-        disk.add_row(str(system.folder), f"{needed:.1f}", f"{free:.1f}", "yes" if system.fits else "no", parts)
-    console.print(disk)
+        parts = ", ".join(f"{n.what} {n.bytes / GB:.2f}" for n in system.needs if n.bytes)
+        there = ("not known here", "?") if plan.elsewhere else (_gb(system.free_bytes), "yes" if system.fits else "no")
+        where = "of that machine" if plan.elsewhere else str(system.folder)
+        rows.append((where, system.moment, _gb(system.needed_bytes), *there, parts))
+    _print("disk", ("file system", "worst moment", "GB needed", "GB free", "fits", "parts"), rows)
+
+
+def _print_times(plan: Plan, price_per_hour: float | None) -> None:
+    rows = []
+    for row in (*plan.times, total(plan.times)):
+        money: tuple[str, ...] = ()
+        if price_per_hour is not None:
+            low, usual, high = (cost(s, price_per_hour) for s in (row.low_s, row.seconds, row.high_s))
+            money = (f"{usual:.2f}", f"{low:.2f} to {high:.2f}")
+        rows.append((row.stage, spell(row.seconds), f"{spell(row.low_s)} to {spell(row.high_s)}", *money, row.source))
+    priced = ("cost", "between") if price_per_hour is not None else ()
+    _print("time", ("stage", "time", "between", *priced, "known from"), rows)
+    unknown = [f.stage for f in plan.stages if f.stage not in {t.stage for t in plan.times}]
+    if unknown:
+        print(f"not known without data: {', '.join(unknown)}")
+
+
+def _print(title: str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as their longest entry; the last one is left as it is."""
+    print(f"\n{title}")
+    widths = [max(len(row[i]) for row in (names, *rows)) for i in range(len(names) - 1)]
+    for row in (names, *rows):
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        print("  " + "  ".join([*cells, row[-1]]))
+
+
+def _gb(size: int) -> str:
+    return f"{size / GB:.1f}"
+
+
+def _fits(row: MemoryPlan) -> str:
+    return "yes" if row.fits else f"no, by {row.lacking_bytes / GB:.1f}"
+
+
+def spell(seconds: float) -> str:
+    """`12 s`, `4 min`, `2.5 h`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

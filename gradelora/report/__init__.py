@@ -6,6 +6,7 @@ Not a cached stage: a picture is not an artifact.  The same input gives the same
 from pathlib import Path
 
 from gradelora.report.given import ReportInput, StageRow, stage_row
+from gradelora.report.use import Handover
 
 PAGE = "report.html"
 CARD = "README.md"
@@ -23,11 +24,11 @@ def write_card(given: ReportInput, folder: Path) -> Path:
     return _write(folder / CARD, model_card(given))
 
 
-def model_card(given: ReportInput) -> str:
-    """The card's text: YAML front matter, then the same numbers as the page's."""
+def model_card(given: ReportInput, handover: Handover | None = None) -> str:
+    """The card's text: YAML front matter, then the same numbers as the page's; of the adapter by default."""
     from gradelora.report.card import render
 
-    return render(given)
+    return render(given, handover)
 
 
 def _write(path: Path, text: str) -> Path:
@@ -38,4 +39,4 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-__all__ = ["ReportInput", "StageRow", "model_card", "stage_row", "write_card", "write_report"]
+__all__ = ["Handover", "ReportInput", "StageRow", "model_card", "stage_row", "write_card", "write_report"]

@@ -13,19 +13,23 @@ from gradelora.report.agreement import MEASURES
 from gradelora.report.figures import count, number, span
 from gradelora.report.given import ReportInput
 from gradelora.report.run import lineage, training_facts
-from gradelora.report.use import commands
+from gradelora.report.use import Handover, commands
 
 
-def render(given: ReportInput) -> str:
-    """The card's text."""
+def render(given: ReportInput, handover: Handover | None = None) -> str:
+    """The card's text, for the adapter in the store or for what is handed over."""
     metrics = read_metrics(given.evaluation.path)
     headline = metrics.section(given.evaluation.split)
     assert headline is not None
-    front = yaml.safe_dump(_metadata(given, headline), sort_keys=False, allow_unicode=True)
-    return f"---\n{front}---\n\n{_body(given, metrics)}"
+    front = yaml.safe_dump(_metadata(given, headline, _is_merged(handover)), sort_keys=False, allow_unicode=True)
+    return f"---\n{front}---\n\n{_body(given, metrics, handover)}"
 
 
-def _metadata(given: ReportInput, headline: Section) -> dict[str, Any]:
+def _is_merged(handover: Handover | None) -> bool:
+    return handover is not None and handover.kind == "merged"
+
+
+def _metadata(given: ReportInput, headline: Section, merged: bool) -> dict[str, Any]:
     """Front matter: only measures that are defined."""
     split = headline.name
     results = [
@@ -41,19 +45,20 @@ def _metadata(given: ReportInput, headline: Section) -> dict[str, Any]:
     ]
     return {
         "base_model": given.snapshot.repo_id,
-        "base_model_relation": "adapter",
-        "library_name": "peft",
+        "base_model_relation": "finetune" if merged else "adapter",
+        "library_name": "transformers" if merged else "peft",
         "pipeline_tag": "text-generation",
         "tags": ["lora", "automated-scoring", "gradelora"],
         "model-index": [{"name": given.run.name, "results": results}],
     }
 
 
-def _body(given: ReportInput, metrics: Metrics) -> str:
-    verdict = given.verdict
+def _body(given: ReportInput, metrics: Metrics, handover: Handover | None) -> str:
+    verdict, base = given.verdict, f"`{given.snapshot.repo_id}`"
+    what = f"{base} with a LoRA adapter merged into it," if _is_merged(handover) else f"A LoRA adapter for {base}"
     parts = [
         f"# {given.run.name}",
-        f"A LoRA adapter for `{given.snapshot.repo_id}` that scores student answers against a rubric.",
+        f"{what} that scores student answers against a rubric.",
         f"**{'Promoted' if verdict.promoted else 'Refused'}.** {verdict.reason[:1].upper()}{verdict.reason[1:]}.",
         "## Intended use",
         "Scores for answers to questions like those it was trained on, in the same layout, beside human raters. "
@@ -64,7 +69,7 @@ def _body(given: ReportInput, metrics: Metrics) -> str:
     ]
     for section in metrics.sections:
         parts += [f"## Agreement on {section.name.replace('_', ' ')}", _agreement(section, metrics)]
-    parts += ["## Use", *(f"{c.title}:\n\n```{c.language}\n{c.text}\n```" for c in commands(given))]
+    parts += ["## Use", *(f"{c.title}:\n\n```{c.language}\n{c.text}\n```" for c in commands(given, handover))]
     parts += ["## Lineage", _list([(what, f"`{value}`") for what, value in lineage(given)])]
     return "\n\n".join(parts) + "\n"
 

@@ -1,6 +1,7 @@
 """How to use what came out: commands that can be copied."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from gradelora.report.given import ReportInput
 
@@ -17,15 +18,31 @@ class Snippet:
     text: str
 
 
-def commands(given: ReportInput) -> list[Snippet]:
-    """Scoring with this program, loading in Python, serving with vLLM."""
-    adapter, base, commit = given.adapter.path, given.snapshot.repo_id, given.snapshot.commit
-    snippets = [
-        Snippet(
-            "Score new answers in the same format",
-            "bash",
-            f"gradelora score --config deployments/{given.run.name}.yaml --out scores answers.json",
-        ),
+@dataclass(frozen=True)
+class Handover:
+    """What is handed over: adapter or merged model, as a Hub repository `owner/name` or a folder."""
+
+    kind: Literal["adapter", "merged"]
+    where: str
+
+
+def commands(given: ReportInput, handover: Handover | None = None) -> list[Snippet]:
+    """Scoring with this program, loading in Python, serving with vLLM, GGUF; of the store's own where none is given."""
+    score = Snippet(
+        "Score new answers in the same format",
+        "bash",
+        f"gradelora score --config deployments/{given.run.name}.yaml --out scores answers.json",
+    )
+    if handover is not None:
+        of_kind = _adapter if handover.kind == "adapter" else _merged
+        return [*of_kind(given, handover.where), score]
+    snippets = [score, *_adapter(given, str(given.adapter.path))]
+    return [*snippets, *_merged(given, str(given.merged.path))] if given.merged else snippets
+
+
+def _adapter(given: ReportInput, adapter: str) -> list[Snippet]:
+    base, commit = given.snapshot.repo_id, given.snapshot.commit
+    return [
         Snippet(
             "Load in Python",
             "python",
@@ -42,9 +59,36 @@ def commands(given: ReportInput) -> list[Snippet]:
             f"  --lora-modules {given.run.name}={adapter}",
         ),
     ]
-    if given.merged:
-        snippets.append(Snippet("Serve the merged model with vLLM", "bash", f"vllm serve {given.merged.path}"))
-    return snippets
+
+
+def _merged(given: ReportInput, merged: str) -> list[Snippet]:
+    return [
+        Snippet(
+            "Load the merged model in Python",
+            "python",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f'model = AutoModelForCausalLM.from_pretrained("{merged}", dtype="auto")\n'
+            f'tokenizer = AutoTokenizer.from_pretrained("{merged}")',
+        ),
+        Snippet(
+            "Serve the merged model with vLLM", "bash", f"vllm serve {merged} --served-model-name {given.run.name}"
+        ),
+        Snippet(
+            "Convert the merged model to GGUF, where llama.cpp knows the architecture",
+            "bash",
+            f"{_local(given, merged)}"
+            f"python llama.cpp/convert_hf_to_gguf.py {_folder(given, merged)} --outfile {given.run.name}.gguf",
+        ),
+    ]
+
+
+def _folder(given: ReportInput, where: str) -> str:
+    return where if where.startswith("/") else given.run.name
+
+
+def _local(given: ReportInput, where: str) -> str:
+    """The line that brings a repository here; none for a folder."""
+    return "" if where.startswith("/") else f"hf download {where} --local-dir {given.run.name}\n"
 
 
 def _vllm_rank(r: int) -> int:

@@ -1,0 +1,140 @@
+"""Memory of what is not training itself: loading, the host beside the GPUs, evaluation, merge.
+
+A run that trains and then cannot be evaluated is as lost as one that cannot train.
+"""
+
+from gradelora.config import RunConfig, Runtime, TrainConfig
+from gradelora.hardware import Hardware
+from gradelora.preflight.memory import (
+    CONTEXT_BYTES,
+    CPU_HEAP,
+    FRAGMENTATION,
+    SCORES_AT_WORK,
+    UNPACKING_BYTES,
+    MemoryPlan,
+    Need,
+    context_bytes,
+    layer_bytes,
+    on_device,
+    weight_bytes,
+)
+from gradelora.preflight.size import ModelSize
+from gradelora.preflight.workload import CANDIDATE_TOKENS, Workload
+
+EVALUATION = "evaluation"
+# A process that uses a GPU: torch's libraries and pinned buffers in the host's memory.
+HOST_CONTEXT_BYTES = 5_000_000_000
+# gradelora.evaluate.branches: answers of a pass for each row allowed, and their tokens.
+ANSWERS_PER_ROW, TOKENS_PER_ROW = 8, 2048
+# torch alone, without transformers and deepspeed: measured by bench/bench_merge.py.
+MERGE_CONTEXT_BYTES = 300_000_000
+
+
+def later_stages(run: RunConfig, work: Workload, size: ModelSize, hardware: Hardware) -> tuple[MemoryPlan, ...]:
+    """Loading, evaluation, merge where it is asked for, and the host where GPUs do the work."""
+    plans = [plan_loading(run.train, size, hardware), plan_evaluation(run, work, size, hardware)]
+    if run.merge.enabled:
+        plans.append(plan_merge(size, hardware))
+    if run.train.device == "cuda":
+        plans.append(plan_host(run.train, size, hardware))
+    return tuple(plans)
+
+
+def plan_loading(train: TrainConfig, size: ModelSize, hardware: Hardware) -> MemoryPlan:
+    """The moment at which all weights are there and the last tensor is still being converted."""
+    width = 2 if train.precision == "bf16" else 4
+    on_gpu = train.device == "cuda"
+    tensor = int(UNPACKING_BYTES * size.largest_packed) if train.weights == "bf16" else 0
+    if train.parallel == "zero3":
+        # Every rank gathers one tensor whole, rank 0 fills it.
+        tensor += width * max(size.largest_tensor, size.largest_packed)
+    needs = [
+        Need(what="weights", bytes=weight_bytes(train, size, width, hardware)),
+        Need(what="one tensor converted", bytes=tensor),
+        # A CPU reads the files through a mapping that counts until loading ends.
+        Need(what="mapped files", bytes=0 if on_gpu or train.weights == "packed" else size.disk_bytes),
+        Need(what="context", bytes=context_bytes(train)),
+    ]
+    return on_device("loading", needs, train, hardware)
+
+
+def plan_host(train: TrainConfig, size: ModelSize, hardware: Hardware) -> MemoryPlan:
+    """The host's part of a GPU run.  Mapped files are not counted: the kernel drops them when it must."""
+    dense = size.largest_packed == 0 and train.parallel != "layers"
+    width = 2 if train.precision == "bf16" else 4
+    # transformers builds a dense model in the host's memory before it moves to the GPU.
+    whole = width * size.parameters // (train.processes if train.parallel == "zero3" else 1) if dense else 0
+    needs = (
+        Need(what="weights on their way", bytes=whole or width * max(size.largest_tensor, size.largest_packed)),
+        Need(what="context", bytes=HOST_CONTEXT_BYTES),
+    )
+    return MemoryPlan(
+        mode="host beside the GPUs",
+        device="host",
+        processes_per_device=train.processes,
+        available_bytes=hardware.host_bytes,
+        needs=needs,
+    )
+
+
+def plan_evaluation(run: RunConfig, work: Workload, size: ModelSize, hardware: Hardware) -> MemoryPlan:
+    """One process on one device, whatever trained: base and adapter in one load, answers behind their prefix."""
+    evaluate = run.evaluate
+    width = 2 if evaluate.precision == "bf16" else 4
+    # It loads as one training process does, on one device.
+    alone = run.train.model_copy(
+        update={
+            "weights": evaluate.weights,
+            "precision": evaluate.precision,
+            "device": evaluate.device,
+            "parallel": "zero2",
+            "processes": 1,
+            "expert_chunk": 0,
+            "gradient_checkpointing": False,
+        }
+    )
+    heap = CPU_HEAP if evaluate.device == "cpu" else 1.0
+    working, cached, positions = _pass_sizes(run.runtime, work, size, width)
+    needs = [
+        Need(what="weights", bytes=weight_bytes(alone, size, width, hardware)),
+        Need(what="one layer unpacked", bytes=layer_bytes(alone, size, width)),
+        Need(what="LoRA", bytes=4 * size.lora_parameters),
+        Need(what="keys and values", bytes=int(heap * cached)),
+        Need(what="layer at work", bytes=int(heap * working)),
+        Need(what="logits", bytes=(width + 4) * positions * size.vocabulary),
+        Need(what="context", bytes=CONTEXT_BYTES[evaluate.device]),
+    ]
+    if evaluate.device == "cuda":
+        needs.append(Need(what="fragmentation", bytes=int(FRAGMENTATION * sum(n.bytes for n in needs))))
+    return MemoryPlan(
+        mode=EVALUATION,
+        device="one GPU" if evaluate.device == "cuda" else "host",
+        processes_per_device=1,
+        available_bytes=hardware.gpu_bytes if evaluate.device == "cuda" else hardware.host_bytes,
+        needs=tuple(needs),
+    )
+
+
+def _pass_sizes(runtime: Runtime, work: Workload, size: ModelSize, width: int) -> tuple[int, int, int]:
+    """(bytes of the layer at work, bytes of keys and values, positions with logits) of the largest pass."""
+    rows = runtime.evaluate_rows
+    branch = work.longest + CANDIDATE_TOKENS
+    answers = max(1, min(rows * ANSWERS_PER_ROW, rows * TOKENS_PER_ROW // branch))
+    tokens = answers * branch
+    scores = size.heads * tokens * branch
+    experts = tokens * width * (4 * size.active_intermediate + 2 * max(size.routed, 1) * size.hidden)
+    keys_values = 2 * size.layers * tokens * size.key_value_heads * size.head_dim * width
+    return max(SCORES_AT_WORK * scores * width, experts), keys_values, answers * (CANDIDATE_TOKENS + 1)
+
+
+def plan_merge(size: ModelSize, hardware: Hardware) -> MemoryPlan:
+    """One weight at a time in fp32, beside its delta and its sum."""
+    largest = size.hidden * max(size.heads * size.head_dim, size.active_intermediate)
+    needs = (Need(what="one weight, its delta, their sum", bytes=3 * 4 * largest),)
+    return MemoryPlan(
+        mode="merge",
+        device="host",
+        processes_per_device=1,
+        available_bytes=hardware.host_bytes,
+        needs=(*needs, Need(what="context", bytes=MERGE_CONTEXT_BYTES)),
+    )

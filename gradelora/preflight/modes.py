@@ -1,0 +1,138 @@
+"""Every way to run the same training on the same machine, side by side, the cheapest change first."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from gradelora.artifacts import Frozen
+from gradelora.config import RunConfig, build_config
+from gradelora.errors import BadConfig
+from gradelora.hardware import Hardware
+from gradelora.preflight.later import EVALUATION, later_stages
+from gradelora.preflight.memory import MemoryPlan, Row, plan_memory
+from gradelora.preflight.size import ModelSize
+from gradelora.preflight.workload import Workload
+
+
+class Mode(Frozen):
+    """A way to run: the `--set` options that lead there, and the memory of every stage."""
+
+    mode: str
+    changes: tuple[str, ...]
+    stages: tuple[MemoryPlan, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether every stage fits: training alone is not enough."""
+        return all(s.fits for s in self.stages)
+
+    @property
+    def tightest(self) -> MemoryPlan:
+        """The stage that lacks most, or has least to spare."""
+        return max(self.stages, key=lambda s: s.needed_bytes - s.available_bytes)
+
+    @property
+    def options(self) -> str:
+        """`--set train.weights=packed --set ...`: what makes the same command pass."""
+        return " ".join(f"--set {change}" for change in self.changes)
+
+
+def stages_of(run: RunConfig, work: Workload, size: ModelSize, hardware: Hardware) -> tuple[MemoryPlan, ...]:
+    """Training first, then all that must fit beside or after it."""
+    row = Row(work.row_tokens, work.positions)
+    training = plan_memory(run.train, row, size, hardware)
+    return (training, *later_stages(run, work, size, hardware))
+
+
+def modes_of(run: RunConfig, work: Workload, size: ModelSize, hardware: Hardware) -> tuple[Mode, ...]:
+    """The alternatives to the configured mode; all see as many answers an optimizer step as it does."""
+    found: dict[tuple[str, ...], Mode] = {}
+    for changes in _candidates(run, size, hardware):
+        for more in _with_evaluation(run, size, changes):
+            options = tuple(f"{name}={_spelled(value)}" for name, value in more.items())
+            try:
+                other = build_config(run.model_dump(mode="json"), options)
+            except BadConfig:
+                continue
+            mode = Mode(mode=_name(other), changes=options, stages=stages_of(other, work_of(work, other), size, hardware))
+            if options and options not in found:
+                found[options] = mode
+            # What eases the evaluation alone is of use only where nothing else is too large.
+            if {s.mode for s in mode.stages if not s.fits} != {EVALUATION}:
+                break
+    return tuple(found.values())
+
+
+def work_of(work: Workload, other: RunConfig) -> Workload:
+    """The largest row under another limit of answers a row: it shrinks no faster than its answers."""
+    bound = max(work.longest, other.train.answers_per_row * work.longest)
+    if bound >= work.row_tokens:
+        return work
+    return work.model_copy(update={"row_tokens": bound})
+
+
+def _candidates(run: RunConfig, size: ModelSize, hardware: Hardware) -> Iterable[dict[str, Any]]:
+    """Changes in the order of what they cost: nothing, then time, then much time."""
+    train = run.train
+    smaller = _halved_rows(run)
+    checkpointing = {} if train.gradient_checkpointing else {"train.gradient_checkpointing": True}
+    packed: dict[str, Any] = {}
+    if size.expert_disk_bytes:
+        packed = {} if train.weights == "packed" else {"train.weights": "packed"}
+        packed |= {"train.parallel": "zero2"} if train.parallel == "zero3" else {}
+    chunk = {"train.expert_chunk": 16} if size.expert_disk_bytes and not train.expert_chunk else {}
+    yield {}
+    for start in ({}, packed):
+        yield start
+        yield start | smaller
+        yield start | checkpointing
+        yield start | checkpointing | smaller
+    if size.expert_disk_bytes:
+        yield packed | checkpointing | smaller | chunk
+    plain = {} if train.weights == "bf16" else {"train.weights": "bf16"}
+    if train.device == "cuda" and hardware.gpus > 1 and train.processes > 1:
+        for way in _spread_ways(run):
+            yield plain | way
+            yield plain | way | checkpointing
+            yield plain | way | checkpointing | smaller
+    yield packed | checkpointing | {"train.answers_per_row": 1, "train.accumulation": _times(run)}
+
+
+def _spread_ways(run: RunConfig) -> Iterable[dict[str, Any]]:
+    """Weights spread over the GPUs: by ZeRO-3, or a layer here and a layer there in one process."""
+    train = run.train
+    if train.parallel != "zero3":
+        yield {"train.parallel": "zero3"}
+    if train.parallel != "layers":
+        accumulation = train.accumulation * train.processes
+        yield {"train.parallel": "layers", "train.processes": 1, "train.accumulation": accumulation}
+
+
+def _halved_rows(run: RunConfig) -> dict[str, Any]:
+    train = run.train
+    if train.micro_batch_rows % 2:
+        return {}
+    return {"train.micro_batch_rows": train.micro_batch_rows // 2, "train.accumulation": train.accumulation * 2}
+
+
+def _times(run: RunConfig) -> int:
+    return run.train.accumulation * run.train.answers_per_row
+
+
+def _with_evaluation(run: RunConfig, size: ModelSize, changes: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    """The change alone, and with what lets the evaluation fit, too."""
+    yield changes
+    packed = {"evaluate.weights": "packed"} if size.expert_disk_bytes and run.evaluate.weights != "packed" else {}
+    if packed:
+        yield changes | packed
+    if run.runtime.evaluate_rows > 1:
+        yield changes | packed | {"runtime.evaluate_rows": 1}
+
+
+def _spelled(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _name(run: RunConfig) -> str:
+    train = run.train
+    checkpointed = ", checkpointing" if train.gradient_checkpointing else ""
+    return f"{train.weights} + {train.parallel}{checkpointed}"

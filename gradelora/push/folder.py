@@ -1,0 +1,57 @@
+"""The folder that is handed over: weights, tokenizer, generation config, licence, model card."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from gradelora.artifacts import Adapter, MergedModel, ModelSnapshot
+from gradelora.errors import BadConfig
+from gradelora.hub.names import CONFIG, INDEX, is_small_file
+
+CARD = "README.md"
+# The base's own description would be taken for the adapter's.
+LEFT_OUT = frozenset({CONFIG, INDEX, CARD})
+# A link costs no space; a small file is copied, so that editing it leaves the sealed one as it was.
+LINK_FROM_BYTES = 64 * 2**20
+
+
+def assemble(folder: Path, weights: Adapter | MergedModel, snapshot: ModelSnapshot, card: str) -> list[str]:
+    """Fill the empty `folder`; returns the names in it.  Large files become hard links where they can.
+
+    Raises BadConfig where `folder` holds something already.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadConfig(f"{folder}: is not empty; name a new folder with --to-folder")
+    sources = {f.name: snapshot.path / f.name for f in snapshot.files if is_small_file(f.name)}
+    sources = {name: path for name, path in sources.items() if name not in LEFT_OUT}
+    sources |= {f.name: weights.path / f.name for f in weights.files}
+    for name, source in sorted(sources.items()):
+        _place(source, folder / name)
+    (folder / CARD).write_text(card, encoding="utf-8")
+    return sorted({*sources, CARD})
+
+
+def _place(source: Path, target: Path) -> None:
+    """A link to a large file or a copy.  Files of the Hub cache are links themselves: their contents count."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    real = source.resolve()
+    if real.stat().st_size >= LINK_FROM_BYTES:
+        try:
+            os.link(real, target)
+        except OSError:
+            # Another file system, or one without links: the copy below says what else is wrong.
+            target.unlink(missing_ok=True)
+        else:
+            return
+    shutil.copyfile(real, target)
+
+
+def code_digest() -> str:
+    """sha256 over the names and contents of this program's own files."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(p for p in root.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+        digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
