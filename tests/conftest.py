@@ -86,9 +86,18 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory, hub: LoopbackHub) -
         assert limit.returncode == 0, limit.stderr
         yield started
     finally:
-        server.terminate()
-        server.wait(30)
+        end(server)
         log.close()
+
+
+def end(process: "subprocess.Popen[Any]") -> None:
+    """Ask it to stop; a Prefect worker that has cancelled a run may hang on the way out."""
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def wait_for(condition: Any, seconds: float, message: str) -> None:

@@ -11,7 +11,7 @@ import httpx
 import pytest
 import yaml
 
-from tests.conftest import ROOT, Bench, wait_for
+from tests.conftest import ROOT, Bench, end, wait_for
 
 POOL = "gradelora"
 
@@ -27,8 +27,7 @@ def worker(bench: Bench) -> Iterator[Bench]:
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL]
     process = subprocess.Popen(command, env=server.env, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
     yield bench
-    process.terminate()
-    process.wait(60)
+    end(process)
     log.close()
 
 
