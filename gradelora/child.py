@@ -87,7 +87,7 @@ def call(
 
 
 def here(stage: Callable[..., A], config: Frozen, *inputs: Artifact, out: Path, runtime: Runtime) -> A:
-    """The same call in this process: for a stage that itself only launches others."""
+    """The same call in this process."""
     return stage(config, *inputs, out=out, runtime=runtime)
 
 

@@ -17,6 +17,7 @@ from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectNotFound
+from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
 from gradelora import child
@@ -82,26 +83,25 @@ def obtain(
     stage: Callable[..., A],
     config: Frozen,
     *inputs: Artifact,
-    execute: Callable[..., A] = child.call,
     on_line: Callable[[str], None] | None = None,
     gpu: bool = False,
 ) -> Obtained[A]:
     """The stage's artifact from the store, or built now; the task ends as Cached or Completed.
 
-    `on_line` is told each line that the stage's child process prints.  `gpu` holds the machine's
-    one training slot, and only where work is to be done.
+    `on_line` is told each line that the stage's child process prints; the run's log by default.
+    `gpu` holds the machine's one training slot, and only where work is to be done.
     """
-    if on_line is not None:
-        # It is called in the thread that reads the child's output, which knows no task run by itself.
-        context = contextvars.copy_context()
-        execute = functools.partial(execute, on_line=lambda line: context.run(on_line, line))
+    told = on_line or get_run_logger().info
+    # It is called in the thread that reads the child's output, which knows no task run by itself.
+    context = contextvars.copy_context()
+    call = functools.partial(child.call, on_line=lambda line: context.run(told, line))
 
     def work(*arguments: Any, **named: Any) -> A:
         if not gpu:
-            return execute(*arguments, **named)
+            return call(*arguments, **named)
         # strict: a limit that does not exist is an error, not a warning that nobody reads.
         with concurrency(GPU_LIMIT, occupy=1, strict=True, raise_on_lease_renewal_failure=False):
-            return execute(*arguments, **named)
+            return call(*arguments, **named)
 
     obtained = Store(run.store.root).obtain(stage, config, *inputs, runtime=run.runtime, run=work)
     name = "Cached" if obtained.cached else "Completed"

@@ -1,6 +1,5 @@
 """Train the adapter; a lost rank is retried from the newest sealed checkpoint."""
 
-from gradelora import child
 from gradelora.artifacts import Adapter, EncodedDataset, ModelSnapshot
 from gradelora.config import RunConfig
 from gradelora.errors import RankLost
@@ -12,4 +11,4 @@ from tasks.stage import obtain, only, stage_task
 @stage_task(retries=1, retry_delay_seconds=15, retry_condition_fn=only(RankLost))
 def train(run: RunConfig, snapshot: Obtained[ModelSnapshot], data: Obtained[EncodedDataset]) -> Obtained[Adapter]:
     """A PEFT adapter, trained by DeepSpeed ranks that this process only launches."""
-    return obtain(run, stage, run.train, snapshot.artifact, data.artifact, execute=child.here, gpu=True)
+    return obtain(run, stage, run.train, snapshot.artifact, data.artifact, gpu=True)
