@@ -1,11 +1,11 @@
 """Records to tokens, side by side: the tutorial's code, datasets.map, raw encode_batch_fast, the encode stage.
 
-    python bench/bench_encode.py [--rounds 3] [--scale]
+    python bench/bench_encode.py [--rounds 3] [--sizes 10000 100000 1000000]
 
 Real SciEntsBank items with the real tokenizer of gpt-oss; every arm encodes the same text.
 The arms take turns, each round in another order; a figure is records per CPU-second, all
-threads counted, median of the rounds.  Loading the tokenizer is counted nowhere.  `--scale`
-runs the stage on 10,000 to 1,000,000 items, a child process each, and prints time and memory.
+threads counted, median of the rounds.  Loading the tokenizer is counted nowhere.  Then the
+stage runs on 10,000 to 1,000,000 items, a child process each, and prints time and memory.
 """
 
 import argparse
@@ -166,14 +166,15 @@ def compare(items: list[dict[str, Any]], tokenizer_folder: Path, work: Path, rou
 
 
 SCALE = """
-import sys, time, resource, tempfile
+import sys, time, tempfile
 from pathlib import Path
 from gradelora.config import EncodeConfig
 from gradelora.encode.folder import write_folder
 from gradelora.prompt import load_layout
 config = EncodeConfig(layout="harmony", max_length=512)
 layout = load_layout(Path(sys.argv[2]), config)
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+# Not ru_maxrss: it begins with what the parent held.
+peak = lambda: int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 before, started = peak(), time.process_time()
 with tempfile.TemporaryDirectory(dir=Path(sys.argv[1]).parent) as out:
     made = write_folder(Path(sys.argv[1]), layout, config, Path(out))
@@ -181,10 +182,11 @@ with tempfile.TemporaryDirectory(dir=Path(sys.argv[1]).parent) as out:
 """
 
 
-def scale(items: list[dict[str, Any]], tokenizer_folder: Path, work: Path) -> None:
+def scale(items: list[dict[str, Any]], tokenizer_folder: Path, work: Path, sizes: list[int]) -> None:
+    """Time must grow as the items do, memory beyond the tokenizer's not at all."""
     columns = ("items", "CPU-s", "per CPU-s", "peak MB", "of it tokenizer", "MB written")
     print("\n" + "".join(f"{name:>16}" for name in columns))
-    for count in (10_000, 100_000, 1_000_000):
+    for count in sizes:
         write_items(items, work / "scale.arrow", count)
         command = [sys.executable, "-c", SCALE, str(work / "scale.arrow"), str(tokenizer_folder)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -198,7 +200,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=SHARED / "data" / "scientsbank")
     parser.add_argument("--tokenizer", type=Path, default=SHARED / "tokenizer" / "gpt-oss")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--scale", action="store_true", help="also 10,000 to 1,000,000 items")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
     arguments = parser.parse_args()
     for path in (arguments.data, arguments.tokenizer):
         if not path.is_dir():
@@ -208,8 +210,8 @@ def main() -> int:
     items = scientsbank(arguments.data)
     with tempfile.TemporaryDirectory() as work:
         compare(items, arguments.tokenizer, Path(work), arguments.rounds)
-        if arguments.scale:
-            scale(items, arguments.tokenizer, Path(work))
+        if arguments.sizes:
+            scale(items, arguments.tokenizer, Path(work), arguments.sizes)
     return 0
 
 

@@ -1,9 +1,10 @@
-"""The streaming merge beside `cp -r` of the same files, and beside PEFT with --peft.
+"""The streaming merge beside `cp -r` of the same files, and PEFT's own way on a small model.
 
-    .venv/bin/python bench/bench_merge.py --gb 1 --rounds 3 [--peft]
+    .venv/bin/python bench/bench_merge.py --gb 3 --rounds 3 --peft-gb 0.25
 
 A synthetic gpt-oss in MXFP4 (random weights) is written first.  Every contestant runs in a
-process of its own and flushes what it wrote; the page cache is warm for all of them.
+process of its own and flushes what it wrote; the page cache is warm for all of them.  The two
+first take turns, so that whatever else the machine does hits both.
 """
 
 import argparse
@@ -185,18 +186,25 @@ def timed(argv: list[str], out: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--gb", type=float, default=1.0, help="size of the synthetic checkpoint")
+    parser.add_argument("--gb", type=float, default=3.0, help="size of the synthetic checkpoint")
     parser.add_argument("--rounds", type=int, default=3, help="medians are over these")
-    parser.add_argument("--peft", action="store_true", help="also dequantise, merge_and_unload, save_pretrained")
+    parser.add_argument("--peft-gb", type=float, default=0.25, help="size of the model that PEFT merges, 0 for none")
     parser.add_argument("--folder", type=Path, help="where to write; default: the system's temporary folder")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        bench(Path(name), options.gb, options.rounds, options.peft)
+        compare(Path(name) / "whole", options.gb, options.rounds)
+        if options.gb > 1:
+            # The same at a third of the size: memory must not follow it.
+            compare(Path(name) / "small", options.gb / 3, 1)
+        if options.peft_gb:
+            compare(Path(name) / "peft", options.peft_gb, 1, peft=True)
 
 
-def bench(work: Path, gigabytes: float, rounds: int, peft: bool) -> None:
+def compare(work: Path, gigabytes: float, rounds: int, *, peft: bool = False) -> None:
+    """Write a model of that size, let the contestants take turns on it, print what they took."""
     from gradelora.artifacts import Adapter, ModelSnapshot
 
+    work.mkdir()
     layers = write_base(work / "base", gigabytes)
     write_adapter(work / "adapter", layers)
     snapshot = ModelSnapshot.collect(work / "base", repo_id=REPO, commit=COMMIT)
@@ -209,20 +217,21 @@ def bench(work: Path, gigabytes: float, rounds: int, peft: bool) -> None:
         "cp -r": ["cp", "-r", str(work / "base"), str(out)],
         "gradelora": [python, "-c", OURS + USAGE, str(work / "s.json"), str(work / "a.json"), str(out)],
     }
+    if peft:
+        contestants["PEFT"] = [python, "-c", PEFT + USAGE, str(work / "base"), str(work / "adapter"), str(out)]
     results: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, argv in contestants.items():
             results[name].append(timed(argv, out))
-    if peft:
-        argv = [python, "-c", PEFT + USAGE, str(work / "base"), str(work / "adapter"), str(out)]
-        results["PEFT"] = [timed(argv, out)]
     report(snapshot.total_bytes, layers, results)
+    shutil.rmtree(work)
 
 
 def report(size: int, layers: int, results: dict[str, list[dict[str, float]]]) -> None:
     """Medians, and the ratio to a plain copy."""
     middle = {n: {k: statistics.median(r[k] for r in rows) for k in rows[0]} for n, rows in results.items()}
-    print(f"{size / 1e9:.2f} GB in MXFP4, {layers} layers, {os.cpu_count()} cores, median of {len(results['cp -r'])}")
+    load, rounds = os.getloadavg()[0], len(results["cp -r"])
+    print(f"{size / 1e9:.2f} GB in MXFP4, {layers} layers, {os.cpu_count()} cores, load {load:.1f}, median of {rounds}")
     print(f"{'':12}{'seconds':>9}{'x cp':>7}{'CPU s':>8}{'peak MB':>9}{'written GB':>12}")
     for name, row in middle.items():
         ratio = row["seconds"] / middle["cp -r"]["seconds"]
@@ -230,8 +239,10 @@ def report(size: int, layers: int, results: dict[str, list[dict[str, float]]]) -
         print(f"{name:12}{row['seconds']:9.2f}{ratio:7.2f}{row['cpu']:8.2f}{peak:9.0f}{written:12.2f}")
     ours = middle["gradelora"]
     ratio = ours["seconds"] / middle["cp -r"]["seconds"]
-    held = ratio <= LIMIT_RATIO and ours["peak"] <= LIMIT_BYTES
-    print(f"aim: at most {LIMIT_RATIO} x cp and {LIMIT_BYTES / 1e6:.0f} MB: {'held' if held else 'missed'}")
+    if "PEFT" not in middle and rounds > 1:
+        held = ratio <= LIMIT_RATIO and ours["peak"] <= LIMIT_BYTES
+        print(f"aim: at most {LIMIT_RATIO} x cp and {LIMIT_BYTES / 1e6:.0f} MB: {'held' if held else 'missed'}")
+    print(flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What the plan predicts beside what training on this CPU then takes.
 
-    python -m bench.bench_plan [--measured FILE] [CASE ...]
+python -m bench.bench_plan [--measured FILE] [CASE ...]
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench.plan_cases import CASES, Case, described, save_answers, save_model
+from bench.plan_cases import CASES, UNSEEN, Case, described, save_answers, save_model
 from gradelora.artifacts import EncodedDataset
 from gradelora.config import Runtime, build_config
 from gradelora.hardware import preset
@@ -100,7 +100,7 @@ def predict(case: Case, model: Path, data: EncodedDataset) -> dict[str, int]:
     return {
         "peak_memory_bytes": max(sum(n.bytes for n in p.needs) for p in (training, loading)),
         "checkpoint_bytes": checkpoint_bytes(case.config, size),
-        "adapter_bytes": adapter_bytes(size, case.config.lora, base, work.steps),
+        "adapter_bytes": adapter_bytes(case.config, size, base, work.steps),
         "steps": work.steps,
         "tokens": work.train_tokens or 0,
     }
@@ -127,7 +127,7 @@ def main() -> None:
     lines = []
     with tempfile.TemporaryDirectory() as folder:
         found = json.loads(options.measured.read_text()) if options.measured and options.measured.exists() else {}
-        for number, case in enumerate(CASES):
+        for number, case in enumerate((*CASES, *UNSEEN)):
             model, own = Path(folder) / case.model, Path(folder) / str(number)
             if not model.exists():
                 save_model(case.model, model)

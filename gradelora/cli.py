@@ -66,12 +66,14 @@ def _parser() -> argparse.ArgumentParser:
     cache = commands.add_parser("cache", help=CACHE, description=CACHE)
     cache_options.add_options(cache)
     _common(cache, cache_options.cache_command, config_required=False)
-    _command(commands, "doctor", "check this machine, one line each", _doctor)
+    doctor = commands.add_parser("doctor", help=DOCTOR, description=DOCTOR)
+    _common(doctor, _doctor, config_required=False)
     return parser
 
 
 FETCH = "bring the base model's files into the Hub cache, every byte verified"
 CACHE = "show what the Hub cache and the store hold and what needs it; remove what is named or needed by nothing"
+DOCTOR = "check this machine, one line each: ok, or what to do"
 STAGES = {
     "encode": "turn validated items into tokens",
     "train": "train the adapter",
@@ -174,7 +176,7 @@ def _score(arguments: argparse.Namespace) -> int:
 
 
 def _push(arguments: argparse.Namespace) -> int:
-    return push_options.push_command(arguments, _tell)
+    return push_options.push_command(arguments)
 
 
 def _rollback(arguments: argparse.Namespace) -> int:
@@ -222,10 +224,11 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from gradelora.doctor import examine
+    from gradelora.config import Runtime
+    from gradelora.doctor import DEFAULT_STORE, examine
 
-    run = _config(arguments)
-    findings = examine(run.runtime, run.store.root)
+    run = _config(arguments) if arguments.config else None
+    findings = examine(run.runtime if run else Runtime.model_validate({}), run.store.root if run else DEFAULT_STORE)
     if arguments.json:
         print(json.dumps([f.model_dump() for f in findings]))
         return 0

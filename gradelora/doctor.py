@@ -12,21 +12,14 @@ import httpx
 from gradelora.artifacts import Frozen
 from gradelora.config import Runtime
 from gradelora.errors import GradeloraError
-from gradelora.hardware import this_machine, tool_path
-from gradelora.hub import HubClient
+from gradelora.hardware import driver_version, this_machine, tool_path
+from gradelora.hub import HubClient, RepoCache
 from gradelora.preflight.disk import nearest_existing
 
-PACKAGES = (
-    "torch",
-    "transformers",
-    "peft",
-    "deepspeed",
-    "datasets",
-    "huggingface_hub",
-    "prefect",
-    "great-expectations",
-)
+# Where a store lies that no configuration names.
+DEFAULT_STORE = Path(".gradelora/store")
 ROOMY_BYTES = 100 * 10**9
+TOOLS = {"ninja": "pip install ninja", "g++": "apt-get install g++"}
 
 
 class Finding(Frozen):
@@ -41,10 +34,10 @@ class Finding(Frozen):
 def examine(runtime: Runtime, store_root: Path) -> list[Finding]:
     """All checks, in the order in which a run would meet them."""
     client = HubClient(runtime)
-    findings = [_python(), *_packages(), _tool("ninja", "pip install ninja"), _tool("g++", "apt-get install g++")]
-    findings += [_gpus(), _disk("hub cache", client.cache), _disk("store", store_root), *_orphans(client.cache)]
-    findings += [_switch(), _token(client), *_prefect(os.environ.get("PREFECT_API_URL", ""))]
-    return findings
+    findings = [_python(), *_packages(), *(_tool(name, remedy) for name, remedy in TOOLS.items()), _compiled()]
+    findings += [_driver(), _gpus(), _disk("hub cache", client.cache), _disk("store", store_root)]
+    findings += [_orphans(client.cache), _parts(client.cache), _switch(), _token(client)]
+    return [*findings, *_prefect(os.environ.get("PREFECT_API_URL", ""))]
 
 
 def _python() -> Finding:
@@ -55,11 +48,28 @@ def _python() -> Finding:
 
 
 def _packages() -> Iterator[Finding]:
-    for package in PACKAGES:
+    """What gradelora asks for, against what is installed: one line for all that agree, one for each that does not."""
+    from packaging.requirements import Requirement
+
+    agreeing = []
+    for text in importlib.metadata.requires("gradelora") or ():
+        requirement = Requirement(text)
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
         try:
-            yield Finding(check=package, ok=True, found=importlib.metadata.version(package))
+            version = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding(check=package, ok=False, found="missing", remedy="pip install -r requirements.lock")
+            yield Finding(
+                check=f"package {requirement.name}", ok=False, found="missing", remedy=f"pip install '{text}'"
+            )
+            continue
+        if requirement.specifier.contains(version, prereleases=True):
+            agreeing.append(f"{requirement.name} {version}")
+        else:
+            found = f"{version}, tested with {requirement.specifier}"
+            yield Finding(check=f"package {requirement.name}", ok=False, found=found, remedy=f"pip install '{text}'")
+    pinned = [each for each in agreeing if each.split()[0] in {"torch", "transformers", "peft", "deepspeed", "prefect"}]
+    yield Finding(check="packages", ok=bool(agreeing), found=f"{len(agreeing)} as tested: {', '.join(pinned)}")
 
 
 def _tool(name: str, remedy: str) -> Finding:
@@ -67,9 +77,37 @@ def _tool(name: str, remedy: str) -> Finding:
     return Finding(check=name, ok=found is not None, found=found or "not on PATH", remedy=remedy)
 
 
+def _compiled() -> Finding:
+    """DeepSpeed's operator for CPUs: the first training waits a minute for it."""
+    from gradelora.train import environment_of_tools
+
+    folder = Path(environment_of_tools()["TORCH_EXTENSIONS_DIR"])
+    built = any(folder.glob("**/*.so"))
+    found = f"compiled in {folder}" if built else f"not yet compiled in {folder}: the first training on a CPU does it"
+    return Finding(check="deepspeed operator", ok=True, found=found)
+
+
+def _driver() -> Finding:
+    """The NVIDIA driver, and whether the installed torch can use it."""
+    version, torch = driver_version(), _version("torch")
+    if version and torch.endswith("+cpu"):
+        found = f"driver {version}, but torch {torch} is built for CPUs"
+        return Finding(check="driver", ok=False, found=found, remedy="pip install --force-reinstall torch from PyPI")
+    remedy = "install the NVIDIA driver, or train on the CPU: train.device=cpu, evaluate.device=cpu"
+    found = f"driver {version}, torch {torch}" if version else "nvidia-smi tells of none"
+    return Finding(check="driver", ok=bool(version), found=found, remedy=remedy)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
+
+
 def _gpus() -> Finding:
     machine = this_machine()
-    found = f"{machine.gpus} with {machine.gpu_bytes / 1e9:.0f} GB each" if machine.gpus else "none"
+    found = f"{machine.gpus} x {machine.gpu} with {machine.gpu_bytes / 1e9:.0f} GB each" if machine.gpus else "none"
     remedy = "only deployments with train.device=cpu will run here"
     return Finding(check="gpus", ok=machine.gpus > 0, found=found, remedy=remedy)
 
@@ -86,12 +124,26 @@ def _disk(name: str, folder: Path) -> Finding:
     return Finding(check=name, ok=ok, found=f"{folder}: {free / 1e9:.0f} GB free", remedy=remedy)
 
 
-def _orphans(cache: Path) -> Iterator[Finding]:
-    parts = list(cache.glob("models--*/blobs/*.incomplete"))
-    if parts:
-        size = sum(p.stat().st_size for p in parts) / 1e9
-        found = f"{len(parts)} parts of abandoned downloads, {size:.1f} GB"
-        yield Finding(check="orphans", ok=False, found=found, remedy=f"rm {cache}/models--*/blobs/*.incomplete")
+def _repositories(cache: Path) -> list[RepoCache]:
+    folders = sorted(cache.glob("models--*"))
+    return [RepoCache(cache, folder.name.removeprefix("models--").replace("--", "/", 1)) for folder in folders]
+
+
+def _orphans(cache: Path) -> Finding:
+    """Parts of stock downloads, with which nothing goes on."""
+    left = [o for repo in _repositories(cache) for o in repo.orphans() if o.path.parent != repo.parts]
+    if not left:
+        return Finding(check="orphans", ok=True, found="no parts of abandoned downloads")
+    found = f"{len(left)} parts of abandoned downloads, {sum(o.size for o in left) / 1e9:.1f} GB"
+    return Finding(check="orphans", ok=False, found=found, remedy="gradelora cache lists and removes them")
+
+
+def _parts(cache: Path) -> Finding:
+    """Our own parts: no fault, the next fetch of the same files goes on from them."""
+    parts = [part for repo in _repositories(cache) for part in repo.parts.glob("*")]
+    size = sum(part.stat().st_blocks * 512 for part in parts)
+    found = f"{len(parts)} files, {size / 1e9:.1f} GB: a fetch goes on from them" if parts else "none on their way"
+    return Finding(check="downloads", ok=True, found=found)
 
 
 def _switch() -> Finding:

@@ -39,12 +39,13 @@ ROOFLINES = {
 
 
 # Nominal memory as nvidia-smi reports it, less nothing: the plan has its own reserve.
+H200_BYTES, H100_BYTES, A100_BYTES = 150_754_820_096, 85_520_809_984, 85_899_345_920
 PRESETS = {
-    "2xh200": Hardware(name="2x H200 SXM", gpus=2, gpu_bytes=150_754_820_096, host_bytes=512 * 2**30, cores=64, gpu="H200"),
-    "1xh200": Hardware(name="1x H200 SXM", gpus=1, gpu_bytes=150_754_820_096, host_bytes=256 * 2**30, cores=32, gpu="H200"),
-    "8xh100": Hardware(name="8x H100 80 GB", gpus=8, gpu_bytes=85_520_809_984, host_bytes=1024 * 2**30, cores=128, gpu="H100"),
-    "1xh100": Hardware(name="1x H100 80 GB", gpus=1, gpu_bytes=85_520_809_984, host_bytes=256 * 2**30, cores=32, gpu="H100"),
-    "2xa100": Hardware(name="2x A100 80 GB", gpus=2, gpu_bytes=85_899_345_920, host_bytes=512 * 2**30, cores=64, gpu="A100"),
+    "2xh200": Hardware(name="2x H200 SXM", gpus=2, gpu_bytes=H200_BYTES, host_bytes=2**39, cores=64, gpu="H200"),
+    "1xh200": Hardware(name="1x H200 SXM", gpus=1, gpu_bytes=H200_BYTES, host_bytes=2**38, cores=32, gpu="H200"),
+    "8xh100": Hardware(name="8x H100 80 GB", gpus=8, gpu_bytes=H100_BYTES, host_bytes=2**40, cores=128, gpu="H100"),
+    "1xh100": Hardware(name="1x H100 80 GB", gpus=1, gpu_bytes=H100_BYTES, host_bytes=2**38, cores=32, gpu="H100"),
+    "2xa100": Hardware(name="2x A100 80 GB", gpus=2, gpu_bytes=A100_BYTES, host_bytes=2**39, cores=64, gpu="A100"),
     "cpu": Hardware(name="CPU, 2 cores", gpus=0, gpu_bytes=0, host_bytes=24 * 2**30, cores=2),
 }
 

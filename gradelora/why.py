@@ -6,6 +6,7 @@ very bytes that it gave before.
 """
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from gradelora.train import train
 from gradelora.validate import validate
 
 SHOWN = 12
+DATA = "data files"
+GIVE, ABSENT = {DATA: "are those of"}, {DATA: "are not here"}
 # Where a stage's settings stand in the configuration.
 SECTIONS = {"validate": "validation", "fetch": "fetch"}
 
@@ -64,18 +67,14 @@ class Foresight:
     stages: tuple[Foreseen, ...]
     artifacts: Mapping[str, Artifact]
 
-    def state_of(self, label: str) -> str:
-        """The state of one stage by its label; `run` for one that is not part of the run."""
-        return next((f.state for f in self.stages if f.stage == label), "run")
-
 
 def foresee(run: RunConfig, base: BaseModel, data: DataFiles | None) -> Foresight:
-    """What `Pipeline(run)` and the flow will find.  Nothing is written, not even the store's folder."""
+    """What `Pipeline(run)` and the flow will find.  Nothing is written."""
     chain = _Chain(run.store.root)
     described = Result("base model", base.digest, base)
     tokenizer = chain.stage(fetch, FetchConfig(part="tokenizer"), base=described)
     snapshot = chain.stage(fetch, FetchConfig(part="everything"), base=described)
-    files = Result("data files", data.digest if data else None, data)
+    files = Result(DATA, data.digest if data else None, data)
     records = chain.stage(validate, run.validation, data=files)
     encoded = chain.stage(encode, run.encode, records=records, tokenizer=tokenizer)
     adapter = chain.stage(train, run.train, snapshot=snapshot, data=encoded)
@@ -145,16 +144,15 @@ class _Chain:
         newest = candidates[0].receipt
         waits = {name: result for name, result in inputs.items() if result.digest is None}
         unless = tuple((result.stage, newest.inputs[name]) for name, result in waits.items())
-        again = " and ".join(f"{name} gives {digest[:SHOWN]} again" for name, digest in unless)
+        again = " and ".join(f"{name} {GIVE.get(name, 'gives')} {digest[:SHOWN]} again" for name, digest in unless)
         self._say(label, "follows", (f"runs unless {again}",), unless)
         return Result(label, None)
 
     def _unfinished(self, stage: Callable[..., Any], config: Frozen, given: tuple[Artifact, ...]) -> tuple[str, ...]:
-        if self.store is None:
+        if self.store is None or not getattr(sys.modules[stage.__module__], "RESUMES", False):
             return ()
         folder = self.store.root / stage.__name__ / f".{key_of(stage, config, given)}.building"
-        resumes = getattr(__import__(stage.__module__, fromlist=["RESUMES"]), "RESUMES", False)
-        return ("it goes on from what an earlier attempt left",) if resumes and folder.is_dir() else ()
+        return ("it goes on from what an earlier attempt left",) if folder.is_dir() else ()
 
     def _say(
         self,
@@ -163,6 +161,8 @@ class _Chain:
         causes: tuple[str, ...],
         unless: tuple[tuple[str, str], ...] = (),
     ) -> None:
+        if label == "merge" and state != "cached":
+            causes = (*causes, "in the flow only if the gate promotes the adapter")
         self.foreseen.append(Foreseen(stage=label, state=state, causes=causes, unless=unless))
 
 
@@ -193,7 +193,7 @@ def differences(
     for name, result in inputs.items():
         before = newest.receipt.inputs.get(name)
         if result.digest is None:
-            causes.append(f"{result.stage} runs first")
+            causes.append(f"{result.stage} {ABSENT.get(result.stage, 'runs first')}")
         elif result.digest != before:
             causes += _input_causes(name, result, newest)
     return tuple(causes) or (f"its artifact {newest.receipt.key[:SHOWN]} is there no more",)
@@ -202,7 +202,7 @@ def differences(
 def _settings(stage: Callable[..., Any], config: Frozen, receipt: Receipt) -> list[str]:
     """Version and settings, then and now."""
     causes = []
-    version = __import__(stage.__module__, fromlist=["VERSION"]).VERSION
+    version = sys.modules[stage.__module__].VERSION
     if version != receipt.version:
         causes.append(f"VERSION of {stage.__name__}: {receipt.version} -> {version}")
     section = SECTIONS.get(stage.__name__, stage.__name__)

@@ -237,6 +237,7 @@ def test_rows_keep_the_order_of_the_items_and_do_not_change_when_items_are_appen
         assert rows(after, split)[: len(rows(before, split))] == rows(before, split)
 
 
+@pytest.mark.slow
 def test_many_items_are_encoded_as_few_are(encoded):
     items = [an_item(n, answer=f"hot {n % 7}", question=f"Why {n % 4500}?") for n in range(9000)]
     many, few = rows(encoded(items, batch=9000)), rows(encoded(items[4000:5000]))
@@ -269,6 +270,7 @@ print(json.dumps([result.digest, sorted(heavy)]))
 """
 
 
+@pytest.mark.slow
 def test_another_process_gives_the_same_digest_and_imports_nothing_heavy(tmp_path):
     items = [
         an_item(n, split=SPLITS[n % 4], question_key=f"q{n % 9}", score=n % 4 / 2, rater2_score=[None, 1.0][n % 2],

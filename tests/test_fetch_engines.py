@@ -81,8 +81,11 @@ def test_every_byte_comes_once_over_several_connections(hub, runtime, base, tmp_
 )
 def test_a_wrong_answer_costs_time_and_never_a_byte(hub, runtime, base, tmp_path, effect):
     hub.faults.append(Fault(effect, on="cdn", skip=1))
+    before = hub.sent(server="cdn")
     assert is_right(fetched(runtime, base, tmp_path), base)
     assert hub.faults[0].fired == 1
+    if isinstance(effect, WrongContentRange | IgnoreRange):
+        assert hub.sent(server="cdn") - before > shard(base).size, "nothing of such an answer is used"
 
 
 def test_a_host_that_stays_away_is_transient_and_keeps_what_came(hub, runtime, base, tmp_path):

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gradelora.errors import BadData
-from gradelora.records import collect_data_files, parse, stream
+from gradelora.records import collect_data_files, fast, parse, stream
 from gradelora.records.columns import PARSE_CODES, to_columns
 from gradelora.records.read import read_files
 from gradelora.records.schema import ITEM_FIELDS
@@ -71,7 +71,7 @@ def test_no_near_json_text_crashes_the_parser_with_anything_but_a_coded_fault(tm
 json_values = st.recursive(
     st.none()
     | st.booleans()
-    | st.integers()
+    | st.integers(-(2**63), 2**64 - 1)
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(alphabet=st.characters(codec=None), max_size=10),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
@@ -100,6 +100,62 @@ def test_elements_read_many_at_once_are_those_read_one_by_one(tmp_path, texts, a
             except stream.Fault as fault:
                 found.append(fault.args)
     assert found[0] == found[1]
+
+
+# Objects with keys that are often the same, also when spelt otherwise, and with odd gaps.
+key_texts = st.sampled_from(['"a"', '"\\u0061"', '"a\\\\"', '"a\\":"', '"rubric_alignment"', '"b :"'])
+gaps = st.sampled_from(["", "", "", " ", "\n", "\t "])
+value_texts = st.recursive(
+    st.sampled_from(
+        [
+            '"x"',
+            '"\\": "',
+            '" :"',
+            "1",
+            "-0",
+            "1e5",
+            "1e999",
+            "NaN",
+            "9" * 400,
+            "18446744073709551616",
+            '"\\ud800"',
+            '"é"',
+        ]
+    ),
+    lambda inner: (
+        st.lists(inner, max_size=3).map(lambda values: f"[{', '.join(values)}]")
+        | st.lists(st.tuples(key_texts, gaps, gaps, inner), max_size=3).map(
+            lambda pairs: "{" + ",".join(f"{k}{g}:{h}{v}" for k, g, h, v in pairs) + "}"
+        )
+    ),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=value_texts)
+def test_what_is_read_fast_is_what_the_strict_scanner_reads(text):
+    if (value := fast.read(text.encode())) is not None:
+        strict, end = parse._scan(text, 0)
+        assert end == len(text)
+        # A whole number beyond 64 bits is a float's: every number becomes one.
+        assert as_floats(value) == as_floats(strict)
+
+
+def as_floats(value):
+    if isinstance(value, dict):
+        return {key: as_floats(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [as_floats(inner) for inner in value]
+    return float(value) if isinstance(value, int) else value
+
+
+def test_a_duplicate_key_and_every_odd_number_is_left_to_the_strict_scanner():
+    item = '{"score": 1, "answer": "x"}'
+    whole = f'[{{"score": 1, "rubric_alignment": [{item}, {item}]}}]'
+    assert fast.read(whole.encode()) == json.loads(whole)
+    for odd in ('"score": 2', '"score" : 2', '"\\u0073core":2', '"other": NaN', '"other": 1e999', '"other": "\\ud800"'):
+        assert fast.read(whole.replace('"x"', f'"x", {odd}').encode()) is None, odd
 
 
 def test_whole_elements_of_a_chunk_are_read_at_once():

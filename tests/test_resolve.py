@@ -19,6 +19,7 @@ from gradelora.errors import (
     RevisionNotFound,
     UnsupportedModel,
 )
+from gradelora.hub import HubClient
 from gradelora.sandbox.hub import Cut, Fault, IgnoreRange, LoopbackHub, Status
 from tests.hub_samples import REPO, SHARDS, fetched, resolved, runtime_for, write_json, write_repository
 
@@ -88,6 +89,13 @@ def test_a_hub_that_ignores_ranges_is_not_read_to_the_end(tmp_path):
     with LoopbackHub(tmp_path / "hub", faults=faults) as hub:
         assert len(resolved(runtime_for(hub, tmp_path)).tensors) == 3
         assert hub.sent(server="cdn") < 20_000_000
+
+
+def test_a_hub_that_ignores_ranges_gives_the_bytes_asked_for(root, hub, runtime):
+    base = resolved(runtime)
+    hub.faults.append(Fault(IgnoreRange(), on="cdn", times=None))
+    got = HubClient(runtime).read(REPO, base.commit, SHARDS[0], 70_000, 70_100)
+    assert got == (root / REPO / SHARDS[0]).read_bytes()[70_000:70_100]
 
 
 def test_a_header_longer_than_the_first_request_is_read_whole(root, runtime):

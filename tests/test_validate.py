@@ -1,6 +1,7 @@
 """Every code has a fixture; Great Expectations judges; no student text gets out."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,13 @@ def test_every_code_has_a_fixture():
     }
     assert tested == {code.name for code in CODES}
     assert {p.name for p in FIXTURES.iterdir() if p.is_file()} == set(EXPECTED)
+
+
+def test_the_format_page_tells_every_code_at_its_level():
+    page = (Path(__file__).parents[1] / "data" / "README.md").read_text()
+    rows = re.findall(r"^\| (error|quarantine|warning) \|[^|]*\|(.*)\|$", page, re.MULTILINE)
+    told = {level: set(re.findall(r"`([a-z_0-9]+)`", codes)) for level, codes in rows}
+    assert told == {level: {c.name for c in CODES if c.level == level} for level in ("error", "quarantine", "warning")}
 
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))

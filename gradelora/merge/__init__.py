@@ -6,10 +6,10 @@ copied byte for byte.  Memory is that of one weight, whatever the model's size.
 
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from types import ModuleType
+from typing import TYPE_CHECKING
 
 from gradelora.artifacts import ASIDE, Adapter, FileEntry, MergedModel, ModelSnapshot, sha256_text
 from gradelora.config import MergeConfig, Runtime
@@ -18,6 +18,9 @@ from gradelora.merge.checkpoint import INDEX, Shard, index_text, read_checkpoint
 from gradelora.merge.sealing import Journal, Merge, entry_of, seal_shard, write_durably
 from gradelora.merge.targets import ADAPTER_WEIGHTS, Target, read_targets, refuse_tied
 from gradelora.store import fsync
+
+if TYPE_CHECKING:
+    from gradelora.merge.arithmetic import Arithmetic
 
 VERSION = 1
 RESUMES = True
@@ -96,10 +99,10 @@ def _write_shards(
     turn = threading.Lock()
     workers = min(MOST_AT_ONCE, max(FEWEST_AT_ONCE, BYTES_AT_ONCE // max(shard.size for shard in shards)))
 
-    def one_at_a_time(target: Target, base: int, factors: int) -> memoryview:
+    def one_at_a_time(target: Target, base: int, factors: int, use: Callable[[memoryview], bytes]) -> bytes:
         arithmetic = loaded.result()
         with turn:
-            return arithmetic.merged_bytes(target, base, factors)
+            return use(arithmetic.merged_bytes(target, base, factors))
 
     with (
         ThreadPoolExecutor(1) as loader,
@@ -119,12 +122,11 @@ def _write_shards(
             raise
 
 
-def _arithmetic(threads: int) -> ModuleType:
-    """The module that needs torch, imported when there is something to merge."""
-    from gradelora.merge import arithmetic
+def _arithmetic(threads: int) -> "Arithmetic":
+    """Who adds: imports torch, so that a merge that has nothing left to add does not wait for it."""
+    from gradelora.merge.arithmetic import Arithmetic
 
-    arithmetic.prepare(threads)
-    return arithmetic
+    return Arithmetic(threads)
 
 
 def _sealed(

@@ -8,7 +8,7 @@ import mmap
 from collections.abc import Iterator
 
 # Each piece is let go once it was read: what a process maps counts as its memory.
-PIECE_BYTES = 4 * 2**20
+PIECE_BYTES = 2**20
 MEMCMP = ctypes.CDLL(None).memcmp
 MEMCMP.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 

@@ -14,6 +14,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, wait
+from functools import partial
 from pathlib import Path
 
 from gradelora.artifacts import FileEntry, Frozen
@@ -25,7 +26,8 @@ from gradelora.store import fsync
 
 PIECE_BYTES = 2**20
 COPY_BYTES = 2**30
-Merge = Callable[[Target, int, int], memoryview]
+# Hands the merged weight of a target to a function, and lets go of it before the next one is made.
+Merge = Callable[[Target, int, int, Callable[[memoryview], bytes]], bytes]
 
 
 class Entry(Frozen):
@@ -90,14 +92,14 @@ def seal_shard(
     with _descriptors(source / shard.name, adapter) as (base, factors):
         if final.exists() and final.stat().st_size == shard.size:
             with contextlib.suppress(Damaged), final.open("rb") as there:
-                again = [(t.weight, hashlib.sha256(merge(t, base, factors)).digest()) for t in touched]
+                again = [(t.weight, merge(t, base, factors, _sha256)) for t in touched]
                 return _read_back(there.fileno(), base, shard, again)
         with part.open("w+b") as file:
             written = file.fileno()
             copy(base, written, shard.size)
             flushed = flusher.submit(os.fsync, written)
             try:
-                sums = [(t.weight, _write(written, merge(t, base, factors), t.weight.start)) for t in touched]
+                sums = [(t.weight, merge(t, base, factors, partial(_write, written, t.weight.start))) for t in touched]
                 entry = _read_back(written, base, shard, sums)
             finally:
                 # The descriptor must outlive its flush.
@@ -109,18 +111,22 @@ def seal_shard(
     return entry
 
 
-def _write(file: int, data: memoryview, position: int) -> bytes:
+def _sha256(data: memoryview) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def _write(file: int, position: int, data: memoryview) -> bytes:
     """Write all of `data`, and return its sha256: one call writes at most 2 GiB."""
-    digest = hashlib.sha256(data).digest()
+    digest = _sha256(data)
     while data:
         count = os.pwrite(file, data, position)
         data, position = data[count:], position + count
     return digest
 
 
-def read_into(file: int, buffer: bytearray, position: int) -> None:
+def read_into(file: int, buffer: memoryview, position: int) -> None:
     """Fill `buffer` from `position` on.  Raises Damaged where the file ends before."""
-    rest = memoryview(buffer)
+    rest = buffer
     while rest:
         count = os.preadv(file, [rest], position)
         if count == 0:

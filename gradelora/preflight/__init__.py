@@ -10,14 +10,14 @@ from gradelora.config import RunConfig
 from gradelora.errors import MissingTool, NotEnoughDisk, NotEnoughGpus, NotEnoughMemory, UnsupportedModel
 from gradelora.hardware import Hardware, missing_tools, this_machine
 from gradelora.preflight.clock import Job, StageTime, stage_times
-from gradelora.preflight.disk import DiskPlan, plan_disk
+from gradelora.preflight.disk import DiskPlan, missing_bytes, plan_disk
 from gradelora.preflight.memory import MemoryPlan
 from gradelora.preflight.modes import Mode, modes_of, stages_of
 from gradelora.preflight.size import ModelSize, size_of
 from gradelora.preflight.workload import Workload, workload_of
 from gradelora.why import Foreseen, foresee
 
-# So many ways out are named in a refusal, each of another kind.
+# So many ways out are named in a refusal.
 WAYS_NAMED = 3
 
 
@@ -51,7 +51,8 @@ def make_plan(
     encoded = foresight.artifacts.get("encode")
     work = workload_of(run, data, encoded if isinstance(encoded, EncodedDataset) else None)
     memory, *later = stages_of(run, work, size, hardware)
-    job = Job(run=run, base=base, size=size, work=work, hardware=hardware, here=not elsewhere)
+    missing = missing_bytes(base, cache)
+    job = Job(run, base, size, work, hardware, fetch_bytes=missing, here=not elsewhere)
     return Plan(
         hardware=hardware,
         size=size,
@@ -102,15 +103,16 @@ def check(config: RunConfig, plan: Plan) -> None:
 
 def ways_out(plan: Plan) -> str:
     """The changes that fit, the cheapest first, as the very options to add to the command."""
-    kinds: dict[str, Mode] = {}
-    for mode in plan.alternatives:
-        if mode.fits:
-            kinds.setdefault(mode.mode.partition(",")[0], mode)
-    if not kinds:
+    fitting = [mode for mode in plan.alternatives if mode.fits]
+    if not fitting:
         return "no mode fits; lower encode.max_length or train.tokens_per_row, or take larger or more GPUs"
+    kinds = {mode.mode.partition(",")[0]: mode for mode in reversed(fitting)}
+    # Each kind once before any kind twice.
+    first = [mode for mode in fitting if mode in kinds.values()]
+    named = [*first, *(mode for mode in fitting if mode not in first)][:WAYS_NAMED]
     ways = [
         f"`{m.options}` ({m.mode}: {m.tightest.needed_bytes / 1e9:.1f} of {m.tightest.available_bytes / 1e9:.1f} GB)"
-        for m in list(kinds.values())[:WAYS_NAMED]
+        for m in named
     ]
     return "these fit, the cheapest change first: " + ", or ".join(ways)
 

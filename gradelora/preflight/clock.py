@@ -13,6 +13,7 @@ from typing import Any
 from gradelora.artifacts import ASIDE, BaseModel, Frozen
 from gradelora.config import RunConfig
 from gradelora.hardware import ROOFLINES, Hardware, Roofline
+from gradelora.preflight.known import SMALL_FILES_BYTES
 from gradelora.preflight.size import ModelSize
 from gradelora.preflight.workload import Workload
 from gradelora.why import Foresight, Sealed, sorted_by_age
@@ -25,6 +26,8 @@ REACHED = (0.08, 0.2, 0.45)
 CPU_OPERATIONS = (8e9, 30e9, 60e9)
 # Bytes a second over the network with 8 connections; hosts cap each at some 25 MB/s (bench/bench_fetch.py).
 NETWORK = (30e6, 180e6, 1000e6)
+# Bytes a second of sha256 over what is in the cache already.
+VERIFIED = (2e8, 3.5e8, 2e9)
 # Bytes a CPU-second: records parsed and checked (bench/bench_validate.py); tokens encoded (bench/bench_encode.py).
 VALIDATED, ENCODED = (5e6, 20e6, 60e6), (3e5, 2e6, 6e6)
 # Bytes a second read from a local disk into a model, and copied and hashed by the merge (bench/bench_merge.py).
@@ -46,13 +49,14 @@ class StageTime(Frozen):
 
 @dataclass(frozen=True)
 class Job:
-    """All that time depends on."""
+    """All that time depends on; `fetch_bytes` are still to be downloaded, the rest is in the Hub cache."""
 
     run: RunConfig
     base: BaseModel
     size: ModelSize
     work: Workload
     hardware: Hardware
+    fetch_bytes: int
     here: bool
 
 
@@ -100,11 +104,12 @@ def _rates(amount: float, rates: Triple, starting: bool = True) -> Triple:
 
 def _estimates(job: Job) -> dict[str, tuple[Triple, str]]:
     work = job.work
-    weights = sum(f.size for f in job.base.remote_files)
+    whole = sum(f.size for f in job.base.remote_files)
     network = "estimated: 30 to 1,000 MB/s of network"
+    fetching = _sum(_rates(job.fetch_bytes, NETWORK), _rates(whole - job.fetch_bytes, VERIFIED, starting=False))
     found = {
-        "fetch tokenizer": (_rates(3e7, NETWORK), network),
-        "fetch everything": (_rates(weights, NETWORK), network),
+        "fetch tokenizer": (_rates(min(job.fetch_bytes, SMALL_FILES_BYTES), NETWORK), network),
+        "fetch everything": (fetching, network),
         "merge": (_rates(job.size.disk_bytes, MERGED), "estimated: copy and hash at 0.1 to 0.8 GB/s"),
     }
     if work.data_bytes is not None:
@@ -191,12 +196,12 @@ def _amounts(job: Job, stage: str, sealed: Sealed) -> tuple[float, float, float]
     then_bytes = sum(f["size"] for f in artifact["files"])
     same_model = artifact.get("repo_id", job.base.repo_id) == job.base.repo_id
     if stage == "fetch":
-        return (then_bytes, 0.0, then_bytes) if same_model else None
+        return (then_bytes, 0.0, min(then_bytes, job.fetch_bytes)) if same_model else None
     if stage == "validate" and work.data_bytes is not None:
         return _read_bytes(sealed.folder), 0.0, work.data_bytes
-    if stage == "encode" and work.exact and work.items is not None:
-        held = work.held_out_items or 0
-        return sum(artifact["splits"].values()), 0.0, work.items + held
+    if stage == "encode" and work.items is not None:
+        then_items = artifact["splits"]["train"] + artifact["splits"]["unseen_answers"]
+        return then_items, 0.0, work.items + (work.held_out_items or 0)
     if stage == "train" and same_model and work.train_tokens is not None:
         return _trained(job, sealed, work.train_tokens)
     if stage == "merge" and same_model:
@@ -228,4 +233,3 @@ def _read_bytes(folder: Path) -> float:
         return float(sum(source["size"] for source in findings["sources"]))
     except (OSError, ValueError, KeyError, TypeError):
         return 0.0
-

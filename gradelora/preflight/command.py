@@ -28,7 +28,7 @@ def plan_command(arguments: argparse.Namespace, run: RunConfig) -> int:
         if arguments.json:
             print("[" + ", ".join(f.model_dump_json() for f in foresight.stages) + "]")
         else:
-            print_why(foresight.stages)
+            print_why(foresight.stages, notes)
         return 0
     elsewhere = arguments.hardware is not None
     hardware = preset(arguments.hardware) if elsewhere else this_machine()
@@ -67,4 +67,3 @@ def data_here(run: RunConfig) -> tuple[DataFiles | None, tuple[str, ...]]:
         return collect_data_files(run.data.files), ()
     except BadData as error:
         return None, (f"{error}; planned without data, from encode.max_length",)
-

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gradelora.artifacts import BaseModel, Frozen
-from gradelora.config import LoraSettings, RunConfig, TrainConfig
+from gradelora.config import RunConfig, TrainConfig
 from gradelora.hub import RepoCache
 from gradelora.preflight.memory import GB, Need
 from gradelora.preflight.size import ModelSize, lora_shapes
@@ -18,7 +18,7 @@ RESERVE_BYTES = 1_000_000_000
 PREPARED_PER_DATA_BYTE = 8
 PREDICTION_BYTES, REPORT_BYTES = 1_500, 2_000_000
 # Measured by bench/bench_plan.py: (a rank or a run, a tensor of the adapter).
-OVERHEAD = {"zero2": (42_112, 902), "zero3": (38_980, 2_196), "layers": (20_000, 1_160)}
+OVERHEAD = {"zero2": (42_112, 902), "zero3": (38_980, 2_196), "layers": (30_757, 936)}
 ADAPTER_CONFIG_BYTES, HISTORY_BYTES = 1_160, 98
 
 
@@ -58,14 +58,18 @@ def plan_disk(
         (cache, Need(what="weights still to fetch", bytes=missing_bytes(base, cache))),
         (store, Need(what="records and encoded data", bytes=_prepared_bytes(work, data_bytes))),
     ]
-    adapter = adapter_bytes(size, run.train.lora, base, work.steps or 0)
+    adapter = adapter_bytes(run.train, size, base, work.steps or 0)
     training = [
         (store, Need(what="checkpoints", bytes=(run.train.keep_checkpoints + 1) * checkpoint_bytes(run.train, size))),
         (store, Need(what="adapter", bytes=adapter)),
     ]
+    predictions = REPORT_BYTES + PREDICTION_BYTES * (work.held_out_items or 0)
     after = [
         (store, Need(what="adapter", bytes=adapter)),
-        (store, Need(what="predictions and report", bytes=REPORT_BYTES + PREDICTION_BYTES * (work.held_out_items or 0))),
+        (
+            store,
+            Need(what="predictions and report", bytes=predictions),
+        ),
     ]
     if run.merge.enabled:
         after.append((store, Need(what="merged model", bytes=size.disk_bytes)))
@@ -106,21 +110,24 @@ def checkpoint_bytes(train: TrainConfig, size: ModelSize) -> int:
     return (width + 12) * size.lora_parameters + width * size.tied_parameters + overhead
 
 
-def adapter_bytes(size: ModelSize, lora: LoraSettings, base: BaseModel, steps: int) -> int:
+def adapter_bytes(train: TrainConfig, size: ModelSize, base: BaseModel, steps: int) -> int:
     """adapter_model.safetensors to the byte, adapter_config.json and history.json nearly so."""
+    # DeepSpeed casts what is trained, too; without it PEFT keeps the adapter in fp32.
+    width, dtype = (2, "BF16") if train.precision == "bf16" and train.parallel != "layers" else (4, "F32")
+    lora = train.lora
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, (rows, columns) in lora_shapes(base.tensors, lora):
         for part, shape in (("A", [lora.r, columns]), ("B", [rows, lora.r])):
-            end = offset + 4 * shape[0] * shape[1]
+            end = offset + width * shape[0] * shape[1]
             header[f"base_model.model.{name}.lora_{part}.weight"] = {
-                "dtype": "F32",
+                "dtype": dtype,
                 "shape": shape,
                 "data_offsets": [offset, end],
             }
             offset = end
     text = len(json.dumps(header, separators=(",", ":")))
-    return 8 + -(-text // 8) * 8 + 4 * size.lora_parameters + ADAPTER_CONFIG_BYTES + HISTORY_BYTES * steps
+    return 8 + -(-text // 8) * 8 + width * size.lora_parameters + ADAPTER_CONFIG_BYTES + HISTORY_BYTES * steps
 
 
 def missing_bytes(base: BaseModel, cache: Path) -> int:

@@ -118,12 +118,13 @@ def plan_evaluation(run: RunConfig, work: Workload, size: ModelSize, hardware: H
 def _pass_sizes(runtime: Runtime, work: Workload, size: ModelSize, width: int) -> tuple[int, int, int]:
     """(bytes of the layer at work, bytes of keys and values, positions with logits) of the largest pass."""
     rows = runtime.evaluate_rows
-    branch = work.longest + CANDIDATE_TOKENS
+    branch = work.longest_branch + CANDIDATE_TOKENS
     answers = max(1, min(rows * ANSWERS_PER_ROW, rows * TOKENS_PER_ROW // branch))
     tokens = answers * branch
-    scores = size.heads * tokens * branch
+    seen = work.longest + CANDIDATE_TOKENS
+    scores = size.heads * tokens * seen
     experts = tokens * width * (4 * size.active_intermediate + 2 * max(size.routed, 1) * size.hidden)
-    keys_values = 2 * size.layers * tokens * size.key_value_heads * size.head_dim * width
+    keys_values = 2 * size.layers * answers * seen * size.key_value_heads * size.head_dim * width
     return max(SCORES_AT_WORK * scores * width, experts), keys_values, answers * (CANDIDATE_TOKENS + 1)
 
 

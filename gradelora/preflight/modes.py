@@ -10,7 +10,10 @@ from gradelora.hardware import Hardware
 from gradelora.preflight.later import EVALUATION, later_stages
 from gradelora.preflight.memory import MemoryPlan, Row, plan_memory
 from gradelora.preflight.size import ModelSize
-from gradelora.preflight.workload import Workload
+from gradelora.preflight.workload import TARGET_TOKENS, Workload
+
+# Experts unpacked at a time: an eighth of gpt-oss-120b's.
+CHUNK = 16
 
 
 class Mode(Frozen):
@@ -53,7 +56,9 @@ def modes_of(run: RunConfig, work: Workload, size: ModelSize, hardware: Hardware
                 other = build_config(run.model_dump(mode="json"), options)
             except BadConfig:
                 continue
-            mode = Mode(mode=_name(other), changes=options, stages=stages_of(other, work_of(work, other), size, hardware))
+            mode = Mode(
+                mode=_name(other), changes=options, stages=stages_of(other, work_of(work, other), size, hardware)
+            )
             if options and options not in found:
                 found[options] = mode
             # What eases the evaluation alone is of use only where nothing else is too large.
@@ -63,11 +68,11 @@ def modes_of(run: RunConfig, work: Workload, size: ModelSize, hardware: Hardware
 
 
 def work_of(work: Workload, other: RunConfig) -> Workload:
-    """The largest row under another limit of answers a row: it shrinks no faster than its answers."""
-    bound = max(work.longest, other.train.answers_per_row * work.longest)
-    if bound >= work.row_tokens:
-        return work
-    return work.model_copy(update={"row_tokens": bound})
+    """The largest row under another limit of answers a row; real rows are known for the configured limit alone."""
+    answers = other.train.answers_per_row
+    row = min(work.row_tokens, max(work.longest, answers * work.longest))
+    positions = work.positions if work.exact else answers * TARGET_TOKENS
+    return work.model_copy(update={"row_tokens": row, "positions": positions})
 
 
 def _candidates(run: RunConfig, size: ModelSize, hardware: Hardware) -> Iterable[dict[str, Any]]:
@@ -79,7 +84,7 @@ def _candidates(run: RunConfig, size: ModelSize, hardware: Hardware) -> Iterable
     if size.expert_disk_bytes:
         packed = {} if train.weights == "packed" else {"train.weights": "packed"}
         packed |= {"train.parallel": "zero2"} if train.parallel == "zero3" else {}
-    chunk = {"train.expert_chunk": 16} if size.expert_disk_bytes and not train.expert_chunk else {}
+    chunk = {"train.expert_chunk": CHUNK} if size.experts > CHUNK and not train.expert_chunk else {}
     yield {}
     for start in ({}, packed):
         yield start
@@ -134,5 +139,9 @@ def _spelled(value: Any) -> str:
 
 def _name(run: RunConfig) -> str:
     train = run.train
-    checkpointed = ", checkpointing" if train.gradient_checkpointing else ""
-    return f"{train.weights} + {train.parallel}{checkpointed}"
+    details = {
+        "checkpointing": train.gradient_checkpointing,
+        f"{train.expert_chunk} experts at a time": train.expert_chunk and train.weights == "packed",
+        "one answer a row": train.answers_per_row == 1,
+    }
+    return ", ".join([f"{train.weights} + {train.parallel}", *(name for name, holds in details.items() if holds)])

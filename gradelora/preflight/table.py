@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from gradelora.preflight import Plan
 from gradelora.preflight.clock import cost, total
-from gradelora.preflight.memory import GB, MemoryPlan
+from gradelora.preflight.memory import GB, MemoryPlan, Need
 from gradelora.why import Foreseen
 
 
@@ -29,8 +29,10 @@ def print_plan(plan: Plan, price_per_hour: float | None) -> None:
     _print_times(plan, price_per_hour)
 
 
-def print_why(stages: Iterable[Foreseen]) -> None:
+def print_why(stages: Iterable[Foreseen], notes: Iterable[str]) -> None:
     """One stage a line: cached, run or follows, and the causes."""
+    for note in notes:
+        print(f"note: {note}")
     for foreseen in stages:
         print(f"{foreseen.stage:17} {foreseen.state:8} {'; '.join(foreseen.causes)}")
 
@@ -40,9 +42,18 @@ def _print_memory(plan: Plan) -> None:
     for row in (plan.memory, *plan.later):
         label = f"training, {row.mode}" if row is plan.memory else row.mode
         times = f"{row.processes_per_device} x " if row.processes_per_device > 1 else ""
-        parts = ", ".join(f"{n.what} {n.bytes / GB:.1f}" for n in row.needs if n.bytes)
-        rows.append((label, row.device, _gb(row.needed_bytes), _gb(row.available_bytes), _fits(row), times + parts))
-    _print(f"memory on {plan.hardware.name}", ("stage", "on", "GB needed", "GB there", "fits", "parts"), rows)
+        parts = _parts(row.needs)
+        rows.append(
+            (
+                label,
+                row.device,
+                amount(row.needed_bytes),
+                amount(row.available_bytes),
+                _fits(row),
+                times + parts,
+            )
+        )
+    _print(f"memory on {plan.hardware.name}", ("stage", "on", "needed", "there", "fits", "parts"), rows)
 
 
 def _print_modes(plan: Plan) -> None:
@@ -50,20 +61,26 @@ def _print_modes(plan: Plan) -> None:
     for mode in plan.alternatives:
         tight = mode.tightest
         stage = "training" if tight is mode.stages[0] else tight.mode
-        figures = (_gb(mode.stages[0].needed_bytes), _gb(tight.needed_bytes), _gb(tight.available_bytes))
+        figures = (
+            amount(mode.stages[0].needed_bytes),
+            amount(tight.needed_bytes),
+            amount(tight.available_bytes),
+        )
         rows.append((mode.mode, *figures, stage, _fits(tight), mode.options))
-    names = ("mode", "GB in training", "GB at its tightest", "GB there", "which is", "fits", "add")
+    names = ("mode", "in training", "at its tightest", "there", "which is", "fits", "add")
     _print("other ways, the cheapest change first", names, rows)
 
 
 def _print_disk(plan: Plan) -> None:
     rows = []
     for system in plan.disk:
-        parts = ", ".join(f"{n.what} {n.bytes / GB:.2f}" for n in system.needs if n.bytes)
-        there = ("not known here", "?") if plan.elsewhere else (_gb(system.free_bytes), "yes" if system.fits else "no")
+        parts = _parts(system.needs)
+        there = (
+            ("not known here", "?") if plan.elsewhere else (amount(system.free_bytes), "yes" if system.fits else "no")
+        )
         where = "of that machine" if plan.elsewhere else str(system.folder)
-        rows.append((where, system.moment, _gb(system.needed_bytes), *there, parts))
-    _print("disk", ("file system", "worst moment", "GB needed", "GB free", "fits", "parts"), rows)
+        rows.append((where, system.moment, amount(system.needed_bytes), *there, parts))
+    _print("disk", ("file system", "worst moment", "needed", "free", "fits", "parts"), rows)
 
 
 def _print_times(plan: Plan, price_per_hour: float | None) -> None:
@@ -90,12 +107,20 @@ def _print(title: str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> N
         print("  " + "  ".join([*cells, row[-1]]))
 
 
-def _gb(size: int) -> str:
-    return f"{size / GB:.1f}"
+def _parts(needs: Iterable[Need]) -> str:
+    return ", ".join(f"{n.what} {amount(n.bytes)}" for n in needs if n.bytes)
+
+
+def amount(size: int) -> str:
+    """`65.2 GB`, `12 MB`, `3 kB`."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+        if size >= scale:
+            return f"{size / scale:.1f} {unit}" if unit == "GB" else f"{size / scale:.0f} {unit}"
+    return f"{size / 1e3:.0f} kB"
 
 
 def _fits(row: MemoryPlan) -> str:
-    return "yes" if row.fits else f"no, by {row.lacking_bytes / GB:.1f}"
+    return "yes" if row.fits else f"no, by {amount(row.lacking_bytes)}"
 
 
 def spell(seconds: float) -> str:

@@ -4,6 +4,9 @@ Nothing encoded yet (a laptop, new data): tokens of an item are bounded by encod
 items are counted in the files, if these are there at all.
 """
 
+import gzip
+import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,11 +15,13 @@ import pyarrow as pa
 
 from gradelora.artifacts import DataFiles, EncodedDataset, Frozen
 from gradelora.config import RunConfig, TrainConfig
-from gradelora.records.read import read_files
 
 # The planner's own rows: a second copy of it would drift from what training does.
 from gradelora.train.rows import Items, RowLimits, plan_run
 
+# A field of every item and of nothing else; within a text its quotes would be escaped.
+ANSWER = re.compile(rb'(?<!\\)"answer"\s*:')
+CHUNK_BYTES, OVERLAP_BYTES = 2**22, 64
 # {"score": 3} with its control tokens, rounded up.
 TARGET_TOKENS = 16
 # Candidates of a question times the tokens in which they differ: 0 to 10 in half points.
@@ -26,6 +31,7 @@ CANDIDATE_TOKENS = 24
 class Workload(Frozen):
     """What a run computes, and where that is known from.
 
+    `longest` counts the tokens of an item, `longest_branch` those of a held-out one behind its prefix;
     `row_tokens` and `positions` are those of the largest row: tokens, and supervised positions.
     `train_tokens` and `steps` are those of the whole run on all ranks, None where no data is known; the
     other counts likewise.
@@ -34,6 +40,7 @@ class Workload(Frozen):
     source: str
     exact: bool
     longest: int
+    longest_branch: int
     row_tokens: int
     positions: int
     items: int | None = None
@@ -72,6 +79,7 @@ def _measured(run: RunConfig, encoded: EncodedDataset, data: DataFiles | None) -
         source=f"the encoded data {encoded.digest[:12]}",
         exact=True,
         longest=encoded.longest,
+        longest_branch=max((int((j.prompt_lengths - j.prefix_lengths).max()) for j in judged), default=encoded.longest),
         row_tokens=max((items.row_tokens(row) for row in rows), default=1),
         positions=max((sum(len(items.target(i)) for i in row) for row in rows), default=1),
         items=len(items),
@@ -118,6 +126,22 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
         yield from reader
 
 
+def count_answers(path: Path) -> int:
+    """Items of a data file by their answer fields, unparsed: validation will look closer.  0 for what is unreadable."""
+    count, rest = 0, b""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                found = rest + chunk
+                last = 0
+                for match in ANSWER.finditer(found):
+                    count, last = count + 1, match.end()
+                rest = found[max(last, len(found) - OVERLAP_BYTES) :]
+    except (OSError, EOFError, zlib.error):
+        return 0
+    return count
+
+
 def _bounded(run: RunConfig, data: DataFiles | None) -> Workload:
     train, longest = run.train, run.encode.max_length
     row = max(longest, min(train.answers_per_row * longest, train.tokens_per_row))
@@ -125,12 +149,13 @@ def _bounded(run: RunConfig, data: DataFiles | None) -> Workload:
         source=f"encode.max_length={longest}, an upper bound: no encoded data",
         exact=False,
         longest=longest,
+        longest_branch=longest,
         row_tokens=row,
         positions=train.answers_per_row * TARGET_TOKENS,
     )
     if data is None:
         return bound.model_copy(update={"source": bound.source + "; the data files are not here"})
-    items = read_files(data, run.validation.max_file_bytes).items.table.num_rows
+    items = sum(count_answers(data.path / entry.name) for entry in data.files)
     split = run.validation.split
     held_out = round(items * split.unseen_answers_share)
     trained = items - held_out - round(items * split.validation_share)
@@ -140,7 +165,7 @@ def _bounded(run: RunConfig, data: DataFiles | None) -> Workload:
     micro = steps * train.accumulation
     return bound.model_copy(
         update={
-            "source": f"{bound.source}; {items} items in the data files",
+            "source": f"{bound.source}; {items} answers in the data files",
             "items": trained,
             "held_out_items": held_out,
             "data_bytes": data.total_bytes,
@@ -150,4 +175,3 @@ def _bounded(run: RunConfig, data: DataFiles | None) -> Workload:
             "held_out_tokens": held_out * longest,
         }
     )
-

@@ -4,7 +4,6 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +19,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--public", action="store_true", help="allow everybody to read the repository")
 
 
-def push_command(arguments: argparse.Namespace, tell: Callable[[Any], None]) -> int:
+def push_command(arguments: argparse.Namespace) -> int:
     """Put the folder together, write or send it, and say where it is.  HF_TOKEN alone holds the token."""
     from gradelora.hub import HubClient
     from gradelora.push.folder import assemble
@@ -33,7 +32,7 @@ def push_command(arguments: argparse.Namespace, tell: Callable[[Any], None]) -> 
     if arguments.repo:
         # Before anything is computed: a refusal should not come after a merge.
         check_target(HubClient(run.runtime), arguments.repo, public=arguments.public)
-    given, weights = _given(run, arguments.merged, tell)
+    given, weights = _given(run, arguments.merged)
     kind: Literal["adapter", "merged"] = "merged" if arguments.merged else "adapter"
     where = arguments.repo or str(arguments.to_folder.absolute())
     card = model_card(given, Handover(kind=kind, where=where))
@@ -67,29 +66,31 @@ def _check(arguments: argparse.Namespace) -> None:
             raise BadConfig(f"--repo {arguments.repo}: write it as OWNER/NAME") from error
 
 
-def _given(run: RunConfig, merged: bool, tell: Callable[[Any], None]) -> tuple[Any, Any]:
+def _given(run: RunConfig, merged: bool) -> tuple[Any, Any]:
     """What the card is made of, and the artifact that is handed over."""
     from gradelora import __version__
     from gradelora.champion import champion_of
     from gradelora.gate import judge
     from gradelora.pipeline import Pipeline
+    from gradelora.progress import telling
     from gradelora.push.folder import code_digest
     from gradelora.report import ReportInput
 
-    pipeline = Pipeline(run, tell)
-    adapter, evaluation = pipeline.adapter, pipeline.evaluation
-    champion = champion_of(run.store.root, run.name)
-    given = ReportInput(
-        run=run,
-        made_at=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        code_version=f"{__version__}, sources {code_digest()}",
-        stages=(),
-        plan=pipeline.plan,
-        snapshot=pipeline.snapshot,
-        records=pipeline.records,
-        adapter=adapter,
-        evaluation=evaluation,
-        verdict=judge(run.gate, run.evaluate, adapter, evaluation, pipeline.encoded.digest, champion),
-        merged=pipeline.merged if merged else None,
-    )
-    return given, given.merged if merged else adapter
+    with telling() as teller:
+        pipeline = Pipeline(run, teller.obtained, teller.line)
+        adapter, evaluation = pipeline.adapter, pipeline.evaluation
+        champion = champion_of(run.store.root, run.name)
+        given = ReportInput(
+            run=run,
+            made_at=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+            code_version=f"{__version__}, sources {code_digest()}",
+            stages=(),
+            plan=pipeline.plan,
+            snapshot=pipeline.snapshot,
+            records=pipeline.records,
+            adapter=adapter,
+            evaluation=evaluation,
+            verdict=judge(run.gate, run.evaluate, adapter, evaluation, pipeline.encoded.digest, champion),
+            merged=pipeline.merged if merged else None,
+        )
+        return given, given.merged if merged else adapter

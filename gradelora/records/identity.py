@@ -73,8 +73,9 @@ def answer_hashes(answers: pa.ChunkedArray) -> AnswerHashes:
         tokens = pc.utf8_split_whitespace(chunk)
         coded = pc.dictionary_encode(tokens.flatten())
         table = np.array([_token(t, cache) for t in coded.dictionary.to_pylist()], dtype=np.uint64).reshape(-1, 3)
+        code = coded.indices.to_numpy()
         offsets = tokens.offsets.to_numpy().astype(np.int64) - tokens.offsets[0].as_py()
-        ordered, loose, count = table[coded.indices.to_numpy()].T
+        ordered, loose, count = (column[code] for column in np.ascontiguousarray(table.T))
         # The position of a token is the number of words before it in its answer.
         before = np.concatenate([[0], np.cumsum(count, dtype=np.int64)])
         lengths = np.diff(offsets)

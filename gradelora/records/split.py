@@ -104,7 +104,7 @@ def _places(seed: int, items: Deciding) -> NDArray[np.float64]:
     for chunk in items.student.chunks:
         # A blank id names nobody; the last entry stands for null.
         known = [s if s and s.strip() else None for s in chunk.dictionary.to_pylist()] + [None]
-        table = np.array([np.nan if s is None else hash64(f"{seed}:student:{s}{len(known)}") / 2**64 for s in known])
+        table = np.array([np.nan if s is None else hash64(f"{seed}:student:{s}") / 2**64 for s in known])
         parts.append(table[chunk.indices.fill_null(len(known) - 1).to_numpy()])
     by_student = np.concatenate(parts)
     return np.where(np.isnan(by_student), by_answer, by_student)

@@ -27,34 +27,53 @@ def _stem(name: str) -> str:
 
 
 def write_items(
-    path: Path, items: pa.Table, names: list[str], keys: NDArray[np.object_], sides: NDArray[np.int8]
+    path: Path,
+    items: pa.Table,
+    used: NDArray[np.bool_],
+    names: list[str],
+    keys: tuple[str, ...],
+    question: NDArray[np.int64],
+    sides: NDArray[np.int8],
 ) -> None:
-    """items.arrow; `keys` and `sides` (indices into SPLITS) are each item's, `names` the files'."""
-    extra = {
-        "question_key": pa.array(keys, pa.string()),
+    """items.arrow: the rows that are `used`, bool[n]; `names` are the files'.
+
+    For used rows alone: `question`, an index into `keys`, and `sides`, one into SPLITS.
+    """
+    added = {
+        "question_key": pa.DictionaryArray.from_arrays(pa.array(question), pa.array(keys, pa.string())),
         "split": pa.DictionaryArray.from_arrays(pa.array(sides), pa.array(SPLITS)),
     }
-    for name, column in extra.items():
-        items = items.append_column(name, column)
-    _write(path, items, names, ITEMS)
+    _write(path, items, used, added, names, ITEMS)
 
 
-def write_records(path: Path, records: pa.Table, names: list[str]) -> None:
-    """records.arrow."""
-    _write(path, records, names, RECORDS)
+def write_records(path: Path, records: pa.Table, used: NDArray[np.bool_], names: list[str]) -> None:
+    """records.arrow: the rows that are `used`, bool[n]."""
+    _write(path, records, used, {}, names, RECORDS)
 
 
-def _write(path: Path, table: pa.Table, names: list[str], schema: pa.Schema) -> None:
+def _write(
+    path: Path,
+    table: pa.Table,
+    used: NDArray[np.bool_],
+    added: dict[str, pa.Array],
+    names: list[str],
+    schema: pa.Schema,
+) -> None:
+    """Piece by piece: the texts are never copied as a whole."""
     stem_array, name_array = pa.array(stems(names), pa.string()), pa.array(names, pa.string())
+    written = 0
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for start in range(0, table.num_rows, BATCH_ROWS):
-            part = table.slice(start, BATCH_ROWS).combine_chunks()
+            wanted = pa.array(used[start : start + BATCH_ROWS])
+            part = table.slice(start, BATCH_ROWS).filter(wanted).combine_chunks()
             columns = {name: part[name] for name in part.column_names}
+            columns |= {name: column.slice(written, part.num_rows) for name, column in added.items()}
             columns["record_id"] = _joined(stem_array.take(part["file"]), part["record_index"])
             if "item_id" in schema.names:
                 columns["item_id"] = _joined(columns["record_id"], part["item_index"])
             columns["file"] = name_array.take(part["file"])
             writer.write_table(pa.table([columns[f.name].cast(f.type) for f in schema], schema=schema))
+            written += part.num_rows
 
 
 def _joined(left: pa.ChunkedArray, number: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -35,7 +35,7 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Kept:
-    """Items that are not quarantined, in the order of the files: columns of n rows.
+    """Items that are not quarantined, in the order of the files: columns of n rows, texts left out.
 
     `leaking` marks those that stand on a more protected side too, `withheld` those that take no
     part for it: the same, or none where a leak blocks the run.

@@ -64,7 +64,7 @@ def examination(config: ValidateConfig, data: DataFiles, out: Path) -> Findings:
         data_set=data_set,
         sources=tuple(Source(name=f.name, sha256=f.sha256, size=f.size) for f in data.files),
     )
-    _write(findings, out, tables, kept, tables.records.table.filter(pa.array(~bad_records)))
+    _write(findings, out, tables, kept, (~bad_records, ~bad_items))
     entries = [e for c in (records, items) for e in quarantine.entries(c, levels, names)]
     quarantine.write(_place(findings, out) / "quarantine.jsonl", entries)
     return findings
@@ -106,7 +106,8 @@ def _keep(
     hashes: AnswerHashes,
 ) -> Kept:
     """The items that are not set aside, each on its side; where a leak shall not block, those in two are withheld."""
-    table, asked = items.filter(pa.array(good)), asked.where(good)
+    # Texts are not needed to judge the whole: they would be copied once more.
+    table, asked = items.drop_columns(["answer", "feedback"]).filter(pa.array(good)), asked.where(good)
     hashes = AnswerHashes(hashes.exact[good], hashes.bag[good])
     keys = question_keys(table, asked.of_item)
     named = named_sides(config.split, names)[table["file"].to_numpy()]
@@ -120,12 +121,14 @@ def _place(findings: Findings, out: Path) -> Path:
     return out / ASIDE if findings.blocked else out
 
 
-def _write(findings: Findings, out: Path, tables: Tables, kept: Kept, records: pa.Table) -> None:
-    """Findings always; the rows only where training could go on."""
+def _write(findings: Findings, out: Path, tables: Tables, kept: Kept, good: tuple[checks.Bools, checks.Bools]) -> None:
+    """Findings always; the good records and items only where training could go on, without those withheld."""
     write_json(_place(findings, out) / "findings.json", findings)
     if not findings.blocked:
         names = [f.name for f in tables.files]
-        used = ~kept.withheld
-        keys = np.array(kept.keys, dtype=object)[kept.questions.of_item[used]]
-        write_items(out / "items.arrow", kept.table.filter(pa.array(used)), names, keys, kept.used_sides)
-        write_records(out / "records.arrow", records, names)
+        records, items = good
+        used = items.copy()
+        used[items] = ~kept.withheld
+        question = kept.questions.of_item[~kept.withheld]
+        write_items(out / "items.arrow", tables.items.table, used, names, kept.keys, question, kept.used_sides)
+        write_records(out / "records.arrow", tables.records.table, records, names)
