@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GptOssConfig, GptOssF
 
 from gradelora.config import LoraSettings
 from gradelora.errors import BadConfig, KeyMismatch, UnsupportedModel
-from gradelora.model import packed
+from gradelora.model import load, packed
 from gradelora.model.adapter import attach, load_adapter, lora_config, parameter_counts
 from gradelora.model.load import load_base
 from gradelora.model.tree import TokenTree, tree_inputs
@@ -195,3 +195,18 @@ def test_packing_changes_no_count(gpt_oss: Path) -> None:
     one, other = with_adapter(gpt_oss, "packed", "bf16"), with_adapter(gpt_oss, "bf16", "bf16")
     assert parameter_counts(one) == parameter_counts(other)
     assert AutoConfig.from_pretrained(gpt_oss).quantization_config["quant_method"] == "mxfp4"
+
+
+def test_layers_are_spread_evenly_so_that_every_gpu_has_room_for_activations() -> None:
+    """36 layers of a small gpt-oss on two GPUs that could each hold almost all of them."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            GptOssConfig(num_local_experts=4, vocab_size=1024, num_hidden_layers=36)
+        )
+    total = sum(p.numel() * p.element_size() for p in model.parameters())
+    room = total * 0.9 / 1e9
+    places = load._places(model, {0: f"{room}GB", 1: f"{room}GB", "cpu": "1GiB"})
+    held = {0: 0, 1: 0}
+    for name, parameter in model.named_parameters():
+        held[load._place_of(name, places)] += parameter.numel() * parameter.element_size()
+    assert max(held.values()) < 0.55 * total

@@ -244,3 +244,12 @@ def test_a_verdict_that_contradicts_the_flags_is_a_fault(tmp_path, monkeypatch):
     monkeypatch.setattr("pandas.Series.isin", lambda self, values: self.map(lambda _: True))
     with pytest.raises(CheckFailed, match="against its own flags"):
         Judge(LEVELS, tmp_path).judge("items", {"a": np.array([True, False])})
+
+
+def test_the_same_data_give_the_same_artifact_as_long_as_version_stays(tmp_path: Path) -> None:
+    """Another digest means another output: bump VERSION of validate, then write the new digest here."""
+    import gradelora.validate
+
+    sample = Path(__file__).parents[1] / "data" / "sample" / "biology.json"
+    records = validate(ValidateConfig(), collect_data_files((str(sample),)), out=tmp_path, runtime=Runtime())
+    assert (gradelora.validate.VERSION, records.digest[:16]) == (2, "469ba8292674e2b0")

@@ -12,12 +12,12 @@ import hashlib
 import os
 import threading
 import zlib
-from pathlib import Path
 
 from gradelora.artifacts import RemoteFile
 from gradelora.errors import ChecksumMismatch, NotEnoughDisk
 from gradelora.fetch.progress import spell_bytes
 from gradelora.hub import RepoCache
+from gradelora.store import fsync
 
 # What a kill costs at most on each connection.
 BLOCK_BYTES = 2**18
@@ -174,7 +174,7 @@ class Part:
             # Another process shared our work where locks do nothing, and was first.
             if not self.blob.exists():
                 raise
-        _fsync_folder(self.blob.parent)
+        fsync(self.blob.parent)
         self.journal.unlink(missing_ok=True)
         self.close()
 
@@ -198,11 +198,3 @@ def _begin_flush(fd: int, start: int, size: int) -> None:
     """Let the disk write these bytes now, without waiting: else the fsync at the end finds all of them to do."""
     if _sync_file_range is not None:
         _sync_file_range(fd, ctypes.c_int64(start), ctypes.c_int64(size), SYNC_FILE_RANGE_WRITE)
-
-
-def _fsync_folder(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

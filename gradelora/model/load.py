@@ -181,10 +181,14 @@ def _fill(
 
 
 def _places(model: PreTrainedModel, max_memory: dict[int | str, str]) -> dict[str, Any]:
-    """Which module goes where: accelerate's plan, whole decoder layers together."""
+    """Which module goes where: accelerate's plan, whole decoder layers together, GPUs filled evenly."""
     from accelerate import infer_auto_device_map
+    from accelerate.utils import get_balanced_memory
 
-    return dict(infer_auto_device_map(model, max_memory, no_split_module_classes=list(model._no_split_modules)))
+    whole = list(model._no_split_modules)
+    # Left to itself, accelerate fills the first GPU to its limit and leaves no room for activations.
+    balanced = get_balanced_memory(model, max_memory, no_split_module_classes=whole)
+    return dict(infer_auto_device_map(model, balanced, no_split_module_classes=whole))
 
 
 def _place_of(name: str, places: dict[str, Any]) -> Any:
