@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -15,10 +16,14 @@ from typing import Any
 import httpx
 import pytest
 
+from gradelora import errors
 from gradelora.sandbox.demo import REPO_ID
 from gradelora.sandbox.hub import LoopbackHub
 
 ROOT = Path(__file__).parents[1]
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what runs in the background so, and every child would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 STAGES = ("fetch tokenizer", "fetch everything", "validate", "encode", "train", "evaluate")
 # Four optimizer steps: enough to go through everything, too few to learn.
 QUICK = ["train.max_steps=4", "train.warmup_steps=1", "evaluate.resamples=200", "merge.enabled=false"]
@@ -53,6 +58,12 @@ class PrefectServer:
         return subprocess.run(
             command, env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
         )
+
+
+def sentence(done: "subprocess.CompletedProcess[str]") -> str:
+    """The one line `ErrorName: what, and the remedy` on stderr; Prefect's own lines begin with a time."""
+    (line,) = [line for line in done.stderr.splitlines() if hasattr(errors, line.partition(":")[0])]
+    return line
 
 
 def free_port() -> int:

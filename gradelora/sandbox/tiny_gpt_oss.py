@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from gradelora.artifacts import canonical_json, sha256_file, sha256_text
 from gradelora.prompt.harmony import system_text
 from gradelora.prompt.layout import developer_text, user_text
-from gradelora.sandbox import answers, curriculum, pretrain, tokenizer
+from gradelora.sandbox import answers, curriculum, tokenizer
 from gradelora.sandbox.answers import CURRICULUM_QUESTIONS, SAMPLE_QUESTIONS, read_questions
 from gradelora.sandbox.curriculum import ENCODING, curriculum_questions
 from gradelora.sandbox.tokenizer import CALL, END_OF_TEXT, RETURN, START_OF_TEXT, VOCABULARY, write_tokenizer
@@ -103,7 +103,9 @@ def build(out: Path, *, seed: int = 0) -> Path:
 
 def recipe_digest(seed: int) -> str:
     """sha256 of all that decides the checkpoint: seed, sizes, texts, prompt and the code here."""
-    files = [Path(module.__file__ or "") for module in (answers, curriculum, pretrain, tokenizer)]
+    files = [Path(module.__file__ or "") for module in (answers, curriculum, tokenizer)]
+    # By name, not by import: a finished checkpoint is recognised without torch.
+    files.append(Path(__file__).with_name("pretrain.py"))
     digests = [sha256_file(path) for path in (Path(__file__), *files, CURRICULUM_QUESTIONS, SAMPLE_QUESTIONS)]
     prompt = [
         system_text(ENCODING.conversation_date, ENCODING.reasoning_effort),
@@ -127,6 +129,7 @@ def _fill(out: Path, seed: int, recipe: str) -> None:
     import torch
 
     from gradelora.prompt import load_layout
+    from gradelora.sandbox.pretrain import pretrain
 
     questions = (*curriculum_questions(), *read_questions(SAMPLE_QUESTIONS))
     ids = write_tokenizer(out, questions, ENCODING)
@@ -137,7 +140,7 @@ def _fill(out: Path, seed: int, recipe: str) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = _model(ids)
-            pretrain.pretrain(model, load_layout(out, ENCODING), seed=seed)
+            pretrain(model, load_layout(out, ENCODING), seed=seed)
     finally:
         torch.set_num_threads(threads)
     _write_settings(out, ids)
