@@ -1,6 +1,6 @@
 """`make demo`: the whole flow on a tiny gpt-oss from a loopback Hub, on two CPU ranks.
 
-The first call builds the model (half a minute); a second one finds everything sealed.
+The first call builds the model (about a minute); a second one finds everything sealed.
 """
 
 import os
