@@ -16,7 +16,8 @@ from rich.table import Table
 
 from bench.plan_cases import CASES, UNSEEN, Case, described, save_answers, save_model
 from gradelora.artifacts import EncodedDataset
-from gradelora.config import Runtime, build_config
+from gradelora.config import Runtime
+from gradelora.config_file import build_config
 from gradelora.hardware import preset
 from gradelora.preflight.disk import adapter_bytes, checkpoint_bytes
 from gradelora.preflight.later import plan_loading

@@ -13,7 +13,7 @@ from pathlib import Path
 from prefect import flow
 
 from gradelora import launch
-from gradelora.config import load_config
+from gradelora.config_file import load_config
 from gradelora.errors import GradeloraError
 from gradelora.outcome import Outcome, print_outcome
 from tasks.encode import encode

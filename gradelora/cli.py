@@ -13,7 +13,8 @@ from typing import Any
 from gradelora import __version__
 from gradelora.artifacts import Artifact, Frozen
 from gradelora.cache import command as cache_options
-from gradelora.config import RunConfig, load_config
+from gradelora.config import RunConfig
+from gradelora.config_file import load_config
 from gradelora.errors import Damaged, GradeloraError
 from gradelora.fetch import command as fetch_options
 from gradelora.push import command as push_options

@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from gradelora.config import RunConfig, build_config, load_config
+from gradelora.config import RunConfig
+from gradelora.config_file import build_config, load_config
 from gradelora.errors import BadConfig
 
 DEPLOYMENTS = sorted((Path(__file__).parents[1] / "deployments").glob("*.yaml"))

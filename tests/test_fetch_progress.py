@@ -8,7 +8,7 @@ import sys
 import httpx
 import pytest
 
-from gradelora.config import load_config
+from gradelora.config_file import load_config
 from gradelora.sandbox.hub import Fault, LoopbackHub, Throttle
 from tests.conftest import ROOT
 from tests.hub_samples import BIG, MIB, write_big

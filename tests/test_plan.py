@@ -11,7 +11,8 @@ import pytest
 
 from gradelora.artifacts import EncodedDataset
 from gradelora.cli import main
-from gradelora.config import RunConfig, load_config
+from gradelora.config import RunConfig
+from gradelora.config_file import load_config
 from gradelora.errors import NotEnoughMemory, UnsupportedModel
 from gradelora.hardware import Hardware, preset
 from gradelora.preflight import Plan, check, make_plan

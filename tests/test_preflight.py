@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from gradelora.artifacts import DataFiles, FileEntry
-from gradelora.config import LoraSettings, RunConfig, load_config
+from gradelora.config import LoraSettings, RunConfig
+from gradelora.config_file import load_config
 from gradelora.errors import BadConfig, MissingTool, NotEnoughDisk, NotEnoughGpus, NotEnoughMemory, UnsupportedModel
 from gradelora.hardware import Hardware, preset, this_machine
 from gradelora.preflight import Plan, check, make_plan, preflight

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from gradelora.artifacts import Adapter, EvalReport, Interval, ModelSnapshot, SplitCounts, ValidatedRecords
-from gradelora.config import EvaluateConfig, GateConfig, RunConfig, build_config
+from gradelora.config import EvaluateConfig, GateConfig, RunConfig
+from gradelora.config_file import build_config
 from gradelora.evaluate.metrics import write_metrics
 from gradelora.evaluate.predictions import FILE, Prediction, write_predictions
 from gradelora.evaluate.sections import Learned, summarise

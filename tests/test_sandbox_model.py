@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from gradelora.config import EncodeConfig, load_config
+from gradelora.config import EncodeConfig
+from gradelora.config_file import load_config
 from gradelora.prompt import load_layout
 from gradelora.prompt.text import Text
 from gradelora.sandbox import pretrain, tiny_gpt_oss

@@ -15,7 +15,8 @@ import pytest
 
 from gradelora import child, encode, train
 from gradelora.artifacts import Adapter, Artifact, BaseModel, DataFiles, EvalReport, Frozen, Interval
-from gradelora.config import FetchConfig, RunConfig, Runtime, load_config
+from gradelora.config import FetchConfig, RunConfig, Runtime
+from gradelora.config_file import load_config
 from gradelora.evaluate import evaluate
 from gradelora.fetch import fetch
 from gradelora.hardware import this_machine

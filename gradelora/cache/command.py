@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gradelora.cache.entries import Entry
-from gradelora.config import Runtime, load_config
+from gradelora.config import Runtime
+from gradelora.config_file import load_config
 from gradelora.errors import BadConfig
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from gradelora.artifacts import BaseModel, ModelSnapshot, RemoteFile
-from gradelora.config import BaseModelConfig, FetchConfig, Runtime, load_config
+from gradelora.config import BaseModelConfig, FetchConfig, Runtime
+from gradelora.config_file import load_config
 from gradelora.errors import BadConfig, NotCached
 
 if TYPE_CHECKING:

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from gradelora.artifacts import Frozen
-from gradelora.config import RunConfig, build_config
+from gradelora.config import RunConfig
+from gradelora.config_file import build_config
 from gradelora.errors import BadConfig
 from gradelora.hardware import Hardware
 from gradelora.preflight.later import EVALUATION, later_stages

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from gradelora.config import RunConfig, load_config
+from gradelora.config import RunConfig
+from gradelora.config_file import load_config
 from gradelora.errors import BadConfig
 
 
