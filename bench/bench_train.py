@@ -25,8 +25,8 @@ from gradelora.config import LoraSettings
 from gradelora.model.adapter import attach
 from gradelora.model.load import Weights, load_base
 from gradelora.model.tree import Masking
+from gradelora.rows import Items, Row
 from gradelora.train.collate import IGNORED, RowCollator
-from gradelora.train.rows import Items, Row
 from tests.tiny_models import save_gpt_oss
 
 # The medians of real short-answer data: system, rubric and question; one answer; the target.

@@ -10,8 +10,8 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFas
 
 from gradelora.errors import LossMisplaced
 from gradelora.model.tree import Masking
+from gradelora.rows import Items, RowLimits, epoch_rows, plan_run, rows_of, schedule
 from gradelora.train.collate import IGNORED, RowCollator, prompts, prove, supervised
-from gradelora.train.rows import Items, RowLimits, epoch_rows, plan_run, rows_of, schedule
 from tests.tiny_data import END, save_encoded
 
 GPT_OSS = Masking(windows={"full_attention": None, "sliding_attention": 8}, keyed=True, dtype=torch.float32)

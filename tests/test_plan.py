@@ -187,7 +187,7 @@ def test_a_count_is_not_fooled_by_text_and_chunks(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.slow
 def test_encoded_data_gives_the_very_rows_and_steps_of_training(tmp_path: Path) -> None:
-    from gradelora.train.rows import Items
+    from gradelora.rows import Items
     from tests.tiny_data import save_encoded
 
     encoded: EncodedDataset = save_encoded(tmp_path)

@@ -15,9 +15,7 @@ import pyarrow as pa
 
 from gradelora.artifacts import DataFiles, EncodedDataset, Frozen
 from gradelora.config import RunConfig, TrainConfig
-
-# The planner's own rows: a second copy of it would drift from what training does.
-from gradelora.train.rows import Items, RowLimits, plan_run
+from gradelora.rows import Items, RowLimits, plan_run
 
 # A field of every item and of nothing else; within a text its quotes would be escaped.
 ANSWER = re.compile(rb'(?<!\\)"answer"\s*:')

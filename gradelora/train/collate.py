@@ -8,7 +8,7 @@ import torch
 
 from gradelora.errors import LossMisplaced
 from gradelora.model.tree import Masking, TokenTree, tree_batch
-from gradelora.train.rows import Items, Row
+from gradelora.rows import Items, Row
 
 IGNORED = -100
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from gradelora.config import TrainConfig
 from gradelora.model.load import load_base
+from gradelora.rows import Items, RowLimits, Schedule, plan_run, rows_of, schedule
 from gradelora.train import seals
 from gradelora.train.job import Job
-from gradelora.train.rows import Items, RowLimits, Schedule, plan_run, rows_of, schedule
 from gradelora.train.zero import deepspeed_json
 
 GPU_MEMORY = "135GiB"

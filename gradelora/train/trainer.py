@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerControl, TrainerState
 
+from gradelora.rows import Row
 from gradelora.train import seals
 from gradelora.train.collate import IGNORED, RowCollator
-from gradelora.train.rows import Row
 
 TRAINER_STATE = "trainer_state.json"
 
