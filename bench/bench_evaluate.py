@@ -27,9 +27,9 @@ Decisions = list[float | None]
 
 def sample(layout: Any, answers: int) -> tuple[list[Any], dict[str, Any]]:
     """Prompts of up to `answers` answers to every question of the sample, and the candidates."""
-    from gradelora.encode.candidates import coarsest_step, grid
-    from gradelora.evaluate.candidates import Candidates
-    from gradelora.evaluate.likelihood import Prompt
+    from gradelora.scoring.candidates import Candidates
+    from gradelora.scoring.grid import coarsest_step, grid
+    from gradelora.scoring.likelihood import Prompt
 
     by_question: dict[str, list[Any]] = {}
     seen: dict[str, tuple[float, set[float]]] = {}
@@ -125,8 +125,8 @@ def by_rows(model: Any, prompts: list[Any], candidates: dict[str, Any], layout: 
 
 def by_tree(model: Any, prompts: list[Any], candidates: dict[str, Any], layout: Any) -> Decisions:
     """The evaluate stage's way."""
-    from gradelora.evaluate.likelihood import score_prompts
-    from gradelora.evaluate.predictions import opinion
+    from gradelora.scoring.likelihood import score_prompts
+    from gradelora.scoring.opinion import opinion
 
     scored = score_prompts(model, prompts, candidates, pad_id=layout.pad_token_id, rows_per_pass=4)
     return [opinion(candidates[p.question_key], s).score for p, s in zip(prompts, scored, strict=True)]

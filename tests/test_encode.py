@@ -15,9 +15,9 @@ from gradelora import child
 from gradelora.artifacts import SPLITS, EncodedDataset, ModelSnapshot, SplitCounts, ValidatedRecords
 from gradelora.config import EncodeConfig, Runtime
 from gradelora.encode import encode
-from gradelora.encode.candidates import coarsest_step, grid
 from gradelora.errors import TargetTooLong, UnsupportedModel
 from gradelora.prompt import load_layout
+from gradelora.scoring.grid import coarsest_step, grid
 from tests.tiny_tokenizers import CHATML, CHATML_TEMPLATE, HARMONY, write_tokenizer
 
 STRINGS = ("item_id", "record_id", "question", "answer", "rubric", "question_key", "group", "feedback", "split")

@@ -115,10 +115,10 @@ def test_every_held_out_item_is_predicted_once_in_the_order_of_the_data(report: 
 
 
 def test_the_adapter_is_off_for_the_base_and_on_for_itself(report: EvalReport, parts: Any) -> None:
-    from gradelora.evaluate.candidates import read_candidates
-    from gradelora.evaluate.judging import read_held_out
-    from gradelora.evaluate.likelihood import Prompt, score_prompts
     from gradelora.model.load import load_base
+    from gradelora.scoring.candidates import read_candidates
+    from gradelora.scoring.held_out import read_held_out
+    from gradelora.scoring.likelihood import Prompt, score_prompts
 
     snapshot, _, data = parts
     alone = load_base(snapshot.path, weights="bf16", precision="fp32", device="cpu")

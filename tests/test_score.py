@@ -116,7 +116,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     # Of the second chunk one line was whole: it is scored again together with the other.
     assert (again.answers, again.resumed) == (5, 2)
     assert cut.read_bytes() == whole
-    monkeypatch.setattr("gradelora.evaluate.load_both", None)
+    monkeypatch.setattr("gradelora.scoring.load.load_both", None)
     assert run("cut").resumed == 5
 
 
@@ -138,7 +138,7 @@ def test_an_answer_that_is_too_long_is_shortened_or_sent_to_a_human(parts: Any, 
 
 
 def test_a_broken_file_stops_the_run_before_the_model_is_loaded(parts: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("gradelora.evaluate.load_both", None)
+    monkeypatch.setattr("gradelora.scoring.load.load_both", None)
     (tmp_path / "bad.json").write_text('[{"rubric_alignment": [')
     files = collect_data_files((str(tmp_path / "bad.json"),))
     with pytest.raises(BadData, match=r"bad\.json: line 1, column \d+ .*mend the file"):

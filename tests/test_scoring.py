@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers import GptOssForCausalLM
 
-from gradelora.evaluate.branches import ANSWERS_PER_ROW, Branch, passes
-from gradelora.evaluate.candidates import Candidates, Likelihoods
-from gradelora.evaluate.likelihood import Prompt, score_prompts
-from gradelora.evaluate.likelihood import _trie as trie
-from gradelora.evaluate.predictions import opinion
 from gradelora.model.tree import TokenTree
+from gradelora.scoring.branches import ANSWERS_PER_ROW, Branch, passes
+from gradelora.scoring.candidates import Candidates, Likelihoods
+from gradelora.scoring.likelihood import Prompt, score_prompts
+from gradelora.scoring.likelihood import _trie as trie
+from gradelora.scoring.opinion import opinion
 from tests.tiny_models import VOCAB, tiny_gpt_oss_config
 
 END = VOCAB - 1
@@ -71,7 +71,7 @@ def score(model: Any, prompts: list[Prompt], rows_per_pass: int) -> list[Likelih
 
 
 def test_log_probabilities_equal_one_row_a_candidate(model: Any, prompts: list[Prompt], monkeypatch: Any) -> None:
-    monkeypatch.setattr("gradelora.evaluate.likelihood.DIGITS", 9)
+    monkeypatch.setattr("gradelora.scoring.likelihood.DIGITS", 9)
     for prompt, found in zip(prompts, score(model, prompts, 3), strict=True):
         assert found.log_probabilities == pytest.approx(one_row_a_candidate(model, prompt), abs=1e-5)
 
@@ -86,7 +86,7 @@ def test_rows_a_pass_change_no_decision_and_no_recorded_figure(model: Any, promp
 
 def test_sharing_off_decides_the_same(model: Any, prompts: list[Prompt], monkeypatch: Any) -> None:
     shared = score(model, prompts, 4)
-    monkeypatch.setattr("gradelora.evaluate.branches.ANSWERS_PER_ROW", 1)
+    monkeypatch.setattr("gradelora.scoring.branches.ANSWERS_PER_ROW", 1)
     for prompt, a, b in zip(prompts, shared, score(model, prompts, 4), strict=True):
         candidates = CANDIDATES[prompt.question_key]
         assert opinion(candidates, a).score == opinion(candidates, b).score
@@ -144,7 +144,7 @@ def test_equal_prompts_are_computed_once(model: Any, prompts: list[Prompt]) -> N
 
 
 def test_no_pass_has_more_answers_or_padded_tokens_than_allowed(monkeypatch: Any) -> None:
-    monkeypatch.setattr("gradelora.evaluate.branches.TOKENS_PER_ROW", 1000)
+    monkeypatch.setattr("gradelora.scoring.branches.TOKENS_PER_ROW", 1000)
     branches = []
     for i in range(60, 0, -1):
         tree = TokenTree()
@@ -156,7 +156,7 @@ def test_no_pass_has_more_answers_or_padded_tokens_than_allowed(monkeypatch: Any
 
 
 def test_a_prompt_that_is_all_prefix_is_scored_too(model: Any, prompts: list[Prompt], monkeypatch: Any) -> None:
-    monkeypatch.setattr("gradelora.evaluate.likelihood.DIGITS", 9)
+    monkeypatch.setattr("gradelora.scoring.likelihood.DIGITS", 9)
     ids = prompts[0].ids
     whole, none = score(model, [Prompt(ids, len(ids), "halves"), Prompt(ids, 0, "halves")], 1)
     assert whole.log_probabilities == pytest.approx(one_row_a_candidate(model, prompts[0]), abs=1e-5)

@@ -1,7 +1,6 @@
 """Evaluate: base and adapter score the held-out answers; their agreement with the raters is measured."""
 
 from pathlib import Path
-from typing import Any
 
 from gradelora.artifacts import Adapter, EncodedDataset, EvalReport, ModelSnapshot
 from gradelora.config import EvaluateConfig, Runtime
@@ -24,10 +23,12 @@ def evaluate(
     The facts are those of the first configured split that has items.
     Raises BadConfig where none has.
     """
-    from gradelora.evaluate.judging import judge_items, read_held_out, read_learned
+    from gradelora.evaluate.judging import judge_items, read_learned
     from gradelora.evaluate.metrics import write_metrics
     from gradelora.evaluate.predictions import FILE, write_predictions
     from gradelora.evaluate.sections import summarise
+    from gradelora.scoring.held_out import read_held_out
+    from gradelora.scoring.load import load_both
 
     if not any(getattr(data.splits, split) for split in config.splits):
         counts = ", ".join(f"{name} {count}" for name, count in data.splits)
@@ -36,7 +37,8 @@ def evaluate(
             "raise validation.split.unseen_answers_share or add data"
         )
     held_out = read_held_out(data, config.splits)
-    model = load_both(config, snapshot, adapter)
+    _say(f"loading {snapshot.repo_id} ({config.weights}, {config.precision}) and the adapter")
+    model = load_both(snapshot, adapter, weights=config.weights, precision=config.precision, device=config.device)
     predictions = judge_items(model, held_out, data, rows_per_pass=runtime.evaluate_rows, say=_say)
     write_predictions(out / FILE, predictions)
     _say("metrics and intervals")
@@ -54,16 +56,6 @@ def evaluate(
         adapter_qwk=whole.adapter.qwk,
         qwk_gain=whole.gain.qwk,
     )
-
-
-def load_both(config: EvaluateConfig, snapshot: ModelSnapshot, adapter: Adapter) -> Any:
-    """The base with the adapter on it, ready for inference: a PeftModel."""
-    from gradelora.model.adapter import load_adapter
-    from gradelora.model.load import load_base
-
-    _say(f"loading {snapshot.repo_id} ({config.weights}, {config.precision}) and the adapter")
-    base = load_base(snapshot.path, weights=config.weights, precision=config.precision, device=config.device)
-    return load_adapter(base, adapter.path).eval()
 
 
 def _say(line: str) -> None:

@@ -2,58 +2,17 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from gradelora.artifacts import EncodedDataset, Split
-from gradelora.evaluate.candidates import Candidates, Likelihoods, read_candidates
-from gradelora.evaluate.likelihood import Prompt, score_prompts
-from gradelora.evaluate.predictions import Prediction, named, opinion
+from gradelora.artifacts import EncodedDataset
+from gradelora.evaluate.predictions import Prediction, named
 from gradelora.evaluate.sections import Learned, learn
+from gradelora.scoring.candidates import Candidates, Likelihoods, read_candidates
+from gradelora.scoring.held_out import HeldOut
+from gradelora.scoring.likelihood import score_prompts
+from gradelora.scoring.opinion import opinion
 
 PROGRESS_EVERY_S = 5.0
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """One item: ids[L] up to where its target starts, and what its raters said."""
-
-    item_id: str
-    record_id: str
-    question_key: str
-    split: Split
-    group: str | None
-    score: float
-    max_score: float
-    rater2_score: float | None
-    ids: tuple[int, ...]
-    prefix_length: int
-
-
-def read_held_out(data: EncodedDataset, splits: Sequence[Split]) -> list[HeldOut]:
-    """The items of `splits`, in the order of splits and rows."""
-    import datasets
-
-    found = []
-    for split in splits:
-        if not getattr(data.splits, split):
-            continue
-        for row in datasets.load_from_disk(str(data.path / split)):
-            found.append(
-                HeldOut(
-                    item_id=row["item_id"],
-                    record_id=row["record_id"],
-                    question_key=row["question_key"],
-                    split=split,
-                    group=row["group"],
-                    score=row["score"],
-                    max_score=row["max_score"],
-                    rater2_score=row["rater2_score"],
-                    ids=tuple(row["input_ids"][: row["prompt_length"]]),
-                    prefix_length=row["prefix_length"],
-                )
-            )
-    return found
 
 
 def read_learned(data: EncodedDataset) -> dict[str, Learned]:
@@ -76,7 +35,7 @@ def judge_items(
 ) -> list[Prediction]:
     """Predictions in the order of `items`; `model` is a PeftModel, its base is asked with the adapter off."""
     candidates = read_candidates(data.path)
-    prompts = [Prompt(item.ids, item.prefix_length, item.question_key) for item in items]
+    prompts = [item.prompt for item in items]
 
     def ask(name: str) -> list[Likelihoods]:
         return score_prompts(

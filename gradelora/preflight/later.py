@@ -24,7 +24,7 @@ from gradelora.preflight.workload import CANDIDATE_TOKENS, Workload
 EVALUATION = "evaluation"
 # A process that uses a GPU: torch's libraries and pinned buffers in the host's memory.
 HOST_CONTEXT_BYTES = 5_000_000_000
-# gradelora.evaluate.branches: answers of a pass for each row allowed, and their tokens.
+# gradelora.scoring.branches: answers of a pass for each row allowed, and their tokens.
 ANSWERS_PER_ROW, TOKENS_PER_ROW = 8, 2048
 # torch alone, without transformers and deepspeed: measured by bench/bench_merge.py.
 MERGE_CONTEXT_BYTES = 300_000_000

@@ -34,11 +34,11 @@ def score(
     that it does not know takes the finest step of those, or whole points without it.
     Raises BadData for a file that cannot be read, BadConfig where `out` is another run's.
     """
-    from gradelora.evaluate import load_both
-    from gradelora.evaluate.candidates import read_candidates
     from gradelora.prompt import load_layout
     from gradelora.score.answers import read_answers
     from gradelora.score.scored import Scored, ScoresFile
+    from gradelora.scoring.candidates import read_candidates
+    from gradelora.scoring.load import load_both
 
     # By question, so that its answers share its tokens; the sort is stable.
     answers = sorted(read_answers(data, ValidateConfig().max_file_bytes), key=lambda answer: answer.question_key)
@@ -51,7 +51,13 @@ def score(
 
         say(f"{len(answers) - resumed} answers to score, {resumed} scored before")
         layout = load_layout(snapshot.path, encode)
-        model = load_both(evaluation, snapshot, adapter)
+        model = load_both(
+            snapshot,
+            adapter,
+            weights=evaluation.weights,
+            precision=evaluation.precision,
+            device=evaluation.device,
+        )
         scorer = Scorer(model, layout, encode, known, threshold, (runtime or Runtime()).evaluate_rows)
         for start in range(resumed, len(answers), CHUNK):
             scored = scorer.score(answers[start : start + CHUNK])

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gradelora.config import EncodeConfig
-from gradelora.encode.candidates import grid
-from gradelora.evaluate.candidates import Candidates, Likelihoods
-from gradelora.evaluate.likelihood import Prompt, score_prompts
-from gradelora.evaluate.predictions import opinion
 from gradelora.prompt import Layout
 from gradelora.score.answers import Answer
 from gradelora.score.scored import ScoredAnswer
+from gradelora.scoring.candidates import Candidates, Likelihoods
+from gradelora.scoring.grid import grid
+from gradelora.scoring.likelihood import Prompt, score_prompts
+from gradelora.scoring.opinion import opinion
 
 
 class Scorer:

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from gradelora.evaluate.branches import Branch, forward, passes, prefix_cache
-from gradelora.evaluate.candidates import Candidates, Likelihoods
 from gradelora.model.tree import Masking, TokenTree
+from gradelora.scoring.branches import Branch, forward, passes, prefix_cache
+from gradelora.scoring.candidates import Candidates, Likelihoods
 
 # Positions whose logits are held in fp32 at once: 128 x 201,088 x 4 bytes is 103 MB.
 POSITIONS_AT_ONCE = 128
