@@ -36,10 +36,11 @@ class Request(Frozen):
 
 
 class Usage(Frozen):
-    """What one call cost: wall seconds, peak resident bytes of its largest process."""
+    """What one call cost: wall seconds, peak bytes of its largest process, and those it held on a GPU."""
 
     seconds: float
     peak_rss_bytes: int
+    peak_gpu_bytes: int = 0
 
 
 class Failure(Frozen):
@@ -106,7 +107,7 @@ def main(path: Path) -> int:
         traceback.print_exc()
         _write(answer, Failure(error=type(error).__name__, message=str(error)).model_dump_json())
         return error.exit_code
-    usage = Usage(seconds=time.monotonic() - started, peak_rss_bytes=peak_rss_bytes())
+    usage = Usage(seconds=time.monotonic() - started, peak_rss_bytes=peak_rss_bytes(), peak_gpu_bytes=peak_gpu_bytes())
     _write(path.with_name(USAGE), usage.model_dump_json())
     _write(answer, result.model_dump_json())
     return 0
@@ -115,6 +116,14 @@ def main(path: Path) -> int:
 def peak_rss_bytes() -> int:
     """Largest resident set so far of this process or of one of its ended children."""
     return 1024 * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def peak_gpu_bytes() -> int:
+    """Most bytes that this process ever held on one GPU; 0 where it used none."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return 0
+    return max(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
 
 
 def _parsed(stage: Callable[..., Any], arguments: tuple[str, ...]) -> list[Frozen]:

@@ -1,6 +1,8 @@
 """What a machine has: GPUs, host memory, cores.  Read without torch, or taken from a preset."""
 
+import functools
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -85,6 +87,18 @@ def this_machine() -> Hardware:
         cores=len(os.sched_getaffinity(0)),
         gpu=_ask_driver("name")[0].strip() if sizes else "",
     )
+
+
+@functools.cache
+def machine_kind() -> str:
+    """What makes one machine as fast as another: `2 x NVIDIA H200, 64 cores of Intel(R) Xeon(R) ...`.
+
+    The same for every machine of a kind, so that one rented today knows what yesterday's did.
+    """
+    here = this_machine()
+    models = re.findall(r"^(?:model name|CPU part)\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    gpus = f"{here.gpus} x {here.gpu}, " if here.gpus else ""
+    return f"{gpus}{here.cores} cores of {models[0] if models else platform.machine()}"
 
 
 def driver_version() -> str:
