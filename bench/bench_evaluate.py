@@ -27,9 +27,8 @@ Decisions = list[float | None]
 
 def sample(layout: Any, answers: int) -> tuple[list[Any], dict[str, Any]]:
     """Prompts of up to `answers` answers to every question of the sample, and the candidates."""
-    from gradelora.scoring.candidates import Candidates
+    from gradelora.scoring.candidates import Candidates, Prompt
     from gradelora.scoring.grid import coarsest_step, grid
-    from gradelora.scoring.likelihood import Prompt
 
     by_question: dict[str, list[Any]] = {}
     seen: dict[str, tuple[float, set[float]]] = {}

@@ -6,6 +6,7 @@ workers, timeouts) and is part of no key.
 
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -97,7 +98,7 @@ class TrainConfig(Frozen):
 
     weights: Literal["packed", "bf16"] = Field("packed", description="packed: experts stay MXFP4")
     parallel: Literal["zero2", "zero3", "layers"] = "zero2"
-    processes: int = Field(2, ge=1, description="ranks; one a GPU, or one for all GPUs with layers")
+    processes: int = Field(2, ge=1, description="ranks of all nodes; one a GPU, or one for all GPUs with layers")
     device: Literal["cuda", "cpu"] = "cuda"
     precision: Literal["bf16", "fp32"] = Field("bf16", description="of activations and dequantised weights")
     lora: LoraSettings = LoraSettings()
@@ -118,6 +119,10 @@ class TrainConfig(Frozen):
     reduce_bucket_elements: int = Field(500_000_000, ge=1000, description="DeepSpeed's reduce and allgather buckets")
     save_every: float = Field(0.25, gt=0, le=1, description="share of the run between sealed checkpoints")
     evaluate_every: float = Field(0.25, gt=0, le=1, description="share of the run between validation losses")
+    best: Literal["last", "validation_loss", "validation_qwk"] = Field(
+        "last", description="whose adapter comes out: the last step's, or that of the best evaluation"
+    )
+    patience: int | None = Field(None, ge=1, description="evaluations without a better one after which training ends")
     keep_checkpoints: int = Field(2, ge=1)
     launcher: Literal["torchrun", "deepspeed"] = "torchrun"
     seed: int = 0
@@ -130,6 +135,13 @@ class TrainConfig(Frozen):
             raise ValueError(f"parallel=layers is one process, not {self.processes}; set processes=1")
         if self.sharing == "off" and self.answers_per_row != 1:
             raise ValueError(f"sharing=off means one answer a row, not {self.answers_per_row}; set answers_per_row=1")
+        if self.patience is not None and self.best == "last":
+            raise ValueError("patience needs to know what is better; set best=validation_loss or best=validation_qwk")
+        if self.best == "validation_qwk" and self.parallel == "zero3":
+            raise ValueError(
+                "best=validation_qwk scores whole answers, which sharded weights cannot; "
+                "set best=validation_loss, or parallel=zero2 or layers"
+            )
         return self
 
 
@@ -166,9 +178,23 @@ class ReportConfig(Frozen):
 
 
 class StoreConfig(Frozen):
-    """Where sealed artifacts are kept."""
+    """Where sealed artifacts are kept, and where a copy of them is."""
 
     root: Path
+    mirror: str | None = Field(
+        None,
+        pattern=r"^(s3|gs|gcs|az|abfs|file)://[^?#\s]+$",
+        description="an fsspec URL (s3://, gs://, az://, file://) to which sealed artifacts, checkpoints and the"
+        " champion are copied; credentials come from the environment",
+    )
+    mirror_wait_s: float = Field(600, ge=0, description="how long a run's end waits for uploads")
+
+    @field_validator("mirror")
+    @classmethod
+    def _no_secret(cls, value: str | None) -> str | None:
+        if value and urlsplit(value).password is not None:
+            raise ValueError("a mirror's URL holds no password; set the backend's environment variables, e.g. AWS_*")
+        return value
 
 
 class Runtime(Frozen):
@@ -188,9 +214,41 @@ class Runtime(Frozen):
     encode_workers: int = Field(1, ge=1)
     dataloader_workers: int = Field(0, ge=0)
     evaluate_rows: int = Field(4, ge=1, description="rows a forward pass; memory, not results")
+    evaluate_processes: int | None = Field(
+        None, ge=1, description="each with a copy of the model and its share of the answers; default: one a GPU, 1 on CPU"
+    )
     train_deadline_s: float = Field(7 * 24 * 3600, gt=0)
     threads: int | None = Field(None, ge=1, description="CPU threads a process; default cores / processes")
+    nodes: int = Field(1, ge=1, description="machines that train together, each running the same command")
+    node_rank: int | None = Field(
+        None, ge=0, description="of this machine; default: its line of hostfile, SLURM_NODEID or JOB_COMPLETION_INDEX"
+    )
+    rendezvous: str | None = Field(
+        None, pattern=r"^[\w.-]+(:\d+)?$", description="HOST or HOST:PORT of node 0; default: the first of hostfile"
+    )
+    hostfile: Path | None = Field(None, description="a line `NAME slots=RANKS` a machine, node 0 first; tells nodes")
+    node_timeout_s: float = Field(600, gt=0, description="how long the nodes wait for each other at the start")
+    collective_timeout_s: float = Field(600, gt=0, description="an exchange between ranks that takes longer has failed")
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = Field(
+        (), description="training's figures also go there; their JSON lines are always in aside/progress.jsonl"
+    )
     price_per_hour: float | None = Field(None, ge=0, description="of the whole machine, in your currency")
+    budget_hours: float | None = Field(None, gt=0, description="training stops sealed at the last step that fits")
+    budget_cost: float | None = Field(None, gt=0, description="the same in your currency; needs price_per_hour")
+
+    @model_validator(mode="after")
+    def _priced(self) -> Self:
+        if self.budget_cost is not None and not self.price_per_hour:
+            raise ValueError("budget_cost needs the machine's price; set price_per_hour, or budget_hours instead")
+        return self
+
+    @property
+    def budget_s(self) -> float | None:
+        """Seconds that training may take, the smaller of the two budgets; None: no bound."""
+        hours = [] if self.budget_hours is None else [self.budget_hours]
+        if self.budget_cost is not None and self.price_per_hour:
+            hours.append(self.budget_cost / self.price_per_hour)
+        return 3600 * min(hours) if hours else None
 
 
 class RunConfig(Frozen):
@@ -220,6 +278,11 @@ class RunConfig(Frozen):
             raise ValueError(
                 f"encode.max_length={self.encode.max_length} does not fit into "
                 f"train.tokens_per_row={self.train.tokens_per_row}; raise the latter or lower the former"
+            )
+        if self.train.best != "last" and not (sides.validation_share or sides.validation_files):
+            raise ValueError(
+                f"train.best={self.train.best} needs validation items; "
+                "set validation.split.validation_share above 0, or train.best=last"
             )
         if self.gate.split not in get_args(Split)[1:]:
             raise ValueError("gate.split=train would judge the adapter on what it learned; set unseen_answers")

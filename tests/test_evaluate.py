@@ -1,7 +1,12 @@
 """The evaluate stage on a tiny gpt-oss with a random adapter."""
 
+import contextlib
+import functools
 import json
+import os
 import random
+import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +15,12 @@ import pytest
 from gradelora import child
 from gradelora.artifacts import SPLITS, Adapter, EncodedDataset, EvalReport, ModelSnapshot, SplitCounts
 from gradelora.config import EvaluateConfig, LoraSettings, Runtime
-from gradelora.errors import BadConfig
+from gradelora.errors import BadConfig, ChildFailed, NotEnoughGpus
 from gradelora.evaluate import evaluate
 from gradelora.evaluate.metrics import read_metrics
 from gradelora.evaluate.predictions import read_predictions
+from gradelora.evaluate.ranks import process_count
+from gradelora.store import Store
 from tests.tiny_models import VOCAB, save_gpt_oss
 
 END = VOCAB - 1
@@ -116,9 +123,9 @@ def test_every_held_out_item_is_predicted_once_in_the_order_of_the_data(report: 
 
 def test_the_adapter_is_off_for_the_base_and_on_for_itself(report: EvalReport, parts: Any) -> None:
     from gradelora.model.load import load_base
-    from gradelora.scoring.candidates import read_candidates
+    from gradelora.scoring.candidates import Prompt, read_candidates
     from gradelora.scoring.held_out import read_held_out
-    from gradelora.scoring.likelihood import Prompt, score_prompts
+    from gradelora.scoring.likelihood import score_prompts
 
     snapshot, _, data = parts
     alone = load_base(snapshot.path, weights="bf16", precision="fp32", device="cpu")
@@ -146,11 +153,56 @@ def test_the_facts_are_the_headline_section_of_metrics(report: EvalReport) -> No
 
 
 @pytest.mark.slow
-def test_another_process_and_batch_give_the_same_bytes(report: EvalReport, parts: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_one_process_or_two_give_the_same_bytes(report: EvalReport, parts: Any, tmp_path: Path, processes: int) -> None:
     lines: list[str] = []
-    again = child.call(evaluate, CONFIG, *parts, out=tmp_path, runtime=RUNTIME, on_line=lines.append)
+    runtime = RUNTIME.model_copy(update={"evaluate_processes": processes})
+    again = child.call(evaluate, CONFIG, *parts, out=tmp_path, runtime=runtime, on_line=lines.append)
     assert again.digest == report.digest
-    assert any("adapter: 24 of 24" in line for line in lines)
+    names = [f"rank {rank}: " for rank in range(processes)] if processes > 1 else [""]
+    done = [re.search(rf"evaluate: {name}adapter: (\d+) of \1 ", "\n".join(lines)) for name in names]
+    assert sum(int(found[1]) for found in done if found) == 24
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_fails_the_stage_with_its_last_lines_and_a_second_run_is_whole(
+    report: EvalReport, parts: Any, tmp_path: Path
+) -> None:
+    store = Store(tmp_path)
+    killed: list[int] = []
+
+    def kill(line: str) -> None:
+        if "rank 1: loading" in line and not killed:
+            (request,) = tmp_path.glob("evaluate/.*.building/aside/rank-1/aside/request.json")
+            killed.extend(pid for pid in _pids() if str(request) in _command(pid))
+            os.kill(killed[0], signal.SIGKILL)
+
+    two = RUNTIME.model_copy(update={"evaluate_processes": 2})
+    with pytest.raises(ChildFailed, match=r"was killed by SIGKILL; log: .*rank-1(?s:.*)evaluate: rank 1: loading"):
+        store.obtain(evaluate, CONFIG, *parts, runtime=two, run=functools.partial(child.call, on_line=kill))
+    assert not [pid for pid in _pids() if str(tmp_path) in _command(pid)], "a rank outlived the stage"
+    again = store.obtain(evaluate, CONFIG, *parts, runtime=RUNTIME, run=child.here)
+    assert again.artifact.digest == report.digest
+
+
+def _pids() -> list[int]:
+    return [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]
+
+
+def _command(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    return ""
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: Any) -> None:
+    monkeypatch.setattr("gradelora.evaluate.ranks.gpu_bytes", lambda: [1, 1])
+    config = CONFIG.model_copy(update={"device": "cuda"})
+    assert process_count(config, Runtime(), 100) == 2
+    assert process_count(config, Runtime(), 1) == 1
+    assert process_count(CONFIG, Runtime(), 100) == 1
+    with pytest.raises(NotEnoughGpus, match="evaluate_processes=3, but this machine has 2"):
+        process_count(config, Runtime(evaluate_processes=3), 100)
 
 
 def test_splits_without_items_are_refused_with_the_remedy(parts: Any, tmp_path: Path) -> None:

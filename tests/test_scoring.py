@@ -7,11 +7,10 @@ import pytest
 import torch
 from transformers import GptOssForCausalLM
 
-from gradelora.model.tree import TokenTree
-from gradelora.scoring.branches import ANSWERS_PER_ROW, Branch, passes
-from gradelora.scoring.candidates import Candidates, Likelihoods
-from gradelora.scoring.likelihood import Prompt, score_prompts
+from gradelora.scoring.branches import ANSWERS_PER_ROW, Pass, passes, share
+from gradelora.scoring.candidates import Candidates, Likelihoods, Prompt
 from gradelora.scoring.likelihood import _trie as trie
+from gradelora.scoring.likelihood import score_prompts, score_share
 from gradelora.scoring.opinion import opinion
 from tests.tiny_models import VOCAB, tiny_gpt_oss_config
 
@@ -145,14 +144,31 @@ def test_equal_prompts_are_computed_once(model: Any, prompts: list[Prompt]) -> N
 
 def test_no_pass_has_more_answers_or_padded_tokens_than_allowed(monkeypatch: Any) -> None:
     monkeypatch.setattr("gradelora.scoring.branches.TOKENS_PER_ROW", 1000)
-    branches = []
-    for i in range(60, 0, -1):
-        tree = TokenTree()
-        branches.append(Branch(i, tree, tree.extend(-1, range(3 * i))))
-    batches = list(passes(branches, 2))
-    assert [b.prompt for batch in batches for b in batch] == list(range(60, 0, -1))
-    assert max(len(batch) for batch in batches) == 2 * ANSWERS_PER_ROW
-    assert all(len(batch) * len(batch[0].tree) <= 2000 or len(batch) == 1 for batch in batches)
+    made = list(passes((1, 2, 3), [(i, 3 * i) for i in range(60, 0, -1)], 2))
+    assert [prompt for one in made for prompt in one.prompts] == list(range(60, 0, -1))
+    assert max(len(one.prompts) for one in made) == 2 * ANSWERS_PER_ROW
+    assert all(len(one.prompts) * 3 * one.prompts[0] <= 2000 or len(one.prompts) == 1 for one in made)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
+def test_ranks_share_the_passes_evenly_and_each_pass_once(ranks: int) -> None:
+    whole = [Pass((q,) * 50, (i,), 20 + 7 * (i % 5)) for q in range(4) for i in range(20)]
+    shares = [share(whole, rank, ranks) for rank in range(ranks)]
+    assert [one for part in shares for one in part] == whole
+    costs = [sum(one.tokens for one in part) for part in shares]
+    assert max(costs) - min(costs) <= 2 * max(one.tokens for one in whole)
+
+
+@pytest.mark.parametrize("rows_per_pass", [1, 4])
+def test_two_ranks_together_say_the_same_bits_as_one(model: Any, prompts: list[Prompt], rows_per_pass: int) -> None:
+    def of_rank(rank: int) -> dict[int, Likelihoods]:
+        return score_share(model, prompts, CANDIDATES, pad_id=0, rows_per_pass=rows_per_pass, rank=rank, ranks=2)
+
+    first, second = of_rank(0), of_rank(1)
+    assert first
+    assert second
+    assert not first.keys() & second.keys()
+    assert [(first | second)[i] for i in range(len(prompts))] == score(model, prompts, rows_per_pass)
 
 
 def test_a_prompt_that_is_all_prefix_is_scored_too(model: Any, prompts: list[Prompt], monkeypatch: Any) -> None:

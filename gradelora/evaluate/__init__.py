@@ -23,12 +23,13 @@ def evaluate(
     The facts are those of the first configured split that has items.
     Raises BadConfig where none has.
     """
-    from gradelora.evaluate.judging import judge_items, read_learned
+    from gradelora.evaluate.judging import predictions_of, read_learned
     from gradelora.evaluate.metrics import write_metrics
     from gradelora.evaluate.predictions import FILE, write_predictions
+    from gradelora.evaluate.ranks import judge, process_count
     from gradelora.evaluate.sections import summarise
+    from gradelora.scoring.candidates import read_candidates
     from gradelora.scoring.held_out import read_held_out
-    from gradelora.scoring.load import load_both
 
     if not any(getattr(data.splits, split) for split in config.splits):
         counts = ", ".join(f"{name} {count}" for name, count in data.splits)
@@ -37,9 +38,9 @@ def evaluate(
             "raise validation.split.unseen_answers_share or add data"
         )
     held_out = read_held_out(data, config.splits)
-    _say(f"loading {snapshot.repo_id} ({config.weights}, {config.precision}) and the adapter")
-    model = load_both(snapshot, adapter, weights=config.weights, precision=config.precision, device=config.device)
-    predictions = judge_items(model, held_out, data, rows_per_pass=runtime.evaluate_rows, say=_say)
+    ranks = process_count(config, runtime, len(held_out))
+    judged = judge(config, snapshot, adapter, data, ranks=ranks, out=out, runtime=runtime)
+    predictions = predictions_of(held_out, judged, read_candidates(data.path))
     write_predictions(out / FILE, predictions)
     _say("metrics and intervals")
     lengths = {item.item_id: len(item.ids) - item.prefix_length for item in held_out}

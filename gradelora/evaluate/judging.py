@@ -1,18 +1,26 @@
 """Held-out items of an EncodedDataset, judged by base and adapter in one load."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gradelora.artifacts import EncodedDataset
+from gradelora.artifacts import EncodedDataset, Frozen
 from gradelora.evaluate.predictions import Prediction, named
 from gradelora.evaluate.sections import Learned, learn
 from gradelora.scoring.candidates import Candidates, Likelihoods, read_candidates
 from gradelora.scoring.held_out import HeldOut
-from gradelora.scoring.likelihood import score_prompts
+from gradelora.scoring.likelihood import score_share
 from gradelora.scoring.opinion import opinion
 
 PROGRESS_EVERY_S = 5.0
+
+
+class Judged(Frozen):
+    """What base and adapter say about the item at one place of the list."""
+
+    place: int
+    base: Likelihoods
+    adapter: Likelihoods
 
 
 def read_learned(data: EncodedDataset) -> dict[str, Learned]:
@@ -30,30 +38,47 @@ def read_learned(data: EncodedDataset) -> dict[str, Learned]:
     return {key: learn(lengths, scores) for key, (lengths, scores) in by_question.items()}
 
 
-def judge_items(
-    model: Any, items: Sequence[HeldOut], data: EncodedDataset, *, rows_per_pass: int, say: Callable[[str], None]
-) -> list[Prediction]:
-    """Predictions in the order of `items`; `model` is a PeftModel, its base is asked with the adapter off."""
+def ask_both(
+    model: Any,
+    items: Sequence[HeldOut],
+    data: EncodedDataset,
+    *,
+    rows_per_pass: int,
+    rank: int,
+    ranks: int,
+    say: Callable[[str], None],
+) -> list[Judged]:
+    """One rank's share of `items`, by their place; `model` is a PeftModel, its base is asked with the adapter off."""
     candidates = read_candidates(data.path)
     prompts = [item.prompt for item in items]
 
-    def ask(name: str) -> list[Likelihoods]:
-        return score_prompts(
+    def ask(name: str) -> dict[int, Likelihoods]:
+        return score_share(
             model,
             prompts,
             candidates,
             pad_id=data.pad_token_id,
             rows_per_pass=rows_per_pass,
+            rank=rank,
+            ranks=ranks,
             on_progress=Progress(name, say),
         )
 
     with model.disable_adapter():
         base = ask("base")
     adapted = ask("adapter")
-    return [_prediction(i, candidates[i.question_key], b, a) for i, b, a in zip(items, base, adapted, strict=True)]
+    return [Judged(place=i, base=base[i], adapter=adapted[i]) for i in sorted(base)]
 
 
-def _prediction(item: HeldOut, candidates: Candidates, base: Likelihoods, adapted: Likelihoods) -> Prediction:
+def predictions_of(
+    items: Sequence[HeldOut], judged: Sequence[Judged], candidates: Mapping[str, Candidates]
+) -> list[Prediction]:
+    """All ranks' answers together, in the order of `items`."""
+    by_place = {one.place: one for one in judged}
+    return [_prediction(item, candidates[item.question_key], by_place[i]) for i, item in enumerate(items)]
+
+
+def _prediction(item: HeldOut, candidates: Candidates, judged: Judged) -> Prediction:
     return Prediction(
         item_id=item.item_id,
         record_id=item.record_id,
@@ -65,8 +90,8 @@ def _prediction(item: HeldOut, candidates: Candidates, base: Likelihoods, adapte
         rater2_score=item.rater2_score,
         step=candidates.step,
         scores=candidates.scores,
-        **named("base", opinion(candidates, base)),
-        **named("adapter", opinion(candidates, adapted)),
+        **named("base", opinion(candidates, judged.base)),
+        **named("adapter", opinion(candidates, judged.adapter)),
     )
 
 

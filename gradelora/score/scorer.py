@@ -7,9 +7,9 @@ from gradelora.config import EncodeConfig
 from gradelora.prompt import Layout
 from gradelora.score.answers import Answer
 from gradelora.score.scored import ScoredAnswer
-from gradelora.scoring.candidates import Candidates, Likelihoods
+from gradelora.scoring.candidates import Candidates, Likelihoods, Prompt
 from gradelora.scoring.grid import grid
-from gradelora.scoring.likelihood import Prompt, score_prompts
+from gradelora.scoring.likelihood import score_prompts
 from gradelora.scoring.opinion import opinion
 
 

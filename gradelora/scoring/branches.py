@@ -28,16 +28,41 @@ class Branch:
     leaf: int
 
 
-def passes(branches: Sequence[Branch], rows_per_pass: int) -> Iterator[list[Branch]]:
-    """Branches, longest first, in batches bounded by their number and by their padded tokens."""
-    batch: list[Branch] = []
-    for branch in branches:
-        full = len(batch) == rows_per_pass * ANSWERS_PER_ROW
-        if batch and (full or (len(batch) + 1) * len(batch[0].tree) > rows_per_pass * TOKENS_PER_ROW):
-            yield batch
-            batch = []
-        batch.append(branch)
-    yield batch
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass: the prompts whose answers stand behind `prefix`, longest first.
+
+    `tokens` is what it costs: its padded tokens, and the prefix's where it is the first behind it.
+    """
+
+    prefix: tuple[int, ...]
+    prompts: tuple[int, ...]
+    tokens: int
+
+
+def passes(prefix: tuple[int, ...], lengths: Sequence[tuple[int, int]], rows_per_pass: int) -> Iterator[Pass]:
+    """Passes bounded by their answers and their padded tokens, from (prompt, tokens of its branch), longest first."""
+    started, cost = 0, len(prefix)
+    for end in range(1, len(lengths) + 1):
+        size, longest = end - started, lengths[started][1]
+        full = size == rows_per_pass * ANSWERS_PER_ROW or (size + 1) * longest > rows_per_pass * TOKENS_PER_ROW
+        if full or end == len(lengths):
+            yield Pass(prefix, tuple(prompt for prompt, _ in lengths[started:end]), cost + size * longest)
+            started, cost = end, 0
+
+
+def share(whole: Sequence[Pass], rank: int, ranks: int) -> list[Pass]:
+    """The passes of one of `ranks` processes: a stretch of about equal cost.
+
+    A stretch, not every n-th: so no more than one prefix a border is computed twice.
+    """
+    total = sum(one.tokens for one in whole)
+    before, found = 0, []
+    for one in whole:
+        if (2 * before + one.tokens) * ranks // (2 * total) == rank:
+            found.append(one)
+        before += one.tokens
+    return found
 
 
 def prefix_cache(model: Any, prefix: tuple[int, ...]) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -1,4 +1,4 @@
-"""The allowed scores of a question, and what a model says about them."""
+"""What is asked, which scores are allowed, and what a model says about them."""
 
 import json
 from dataclasses import dataclass
@@ -14,6 +14,15 @@ class Candidates(Frozen):
     step: float
     scores: tuple[float, ...]
     targets: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """ids[L] up to where the target starts; the first `prefix_length` are the question's."""
+
+    ids: tuple[int, ...]
+    prefix_length: int
+    question_key: str
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gradelora.artifacts import EncodedDataset, Split
-from gradelora.scoring.likelihood import Prompt
+from gradelora.scoring.candidates import Prompt
 
 
 @dataclass(frozen=True)

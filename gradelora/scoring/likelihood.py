@@ -19,22 +19,13 @@ from typing import Any
 import torch
 
 from gradelora.model.tree import Masking, TokenTree
-from gradelora.scoring.branches import Branch, forward, passes, prefix_cache
-from gradelora.scoring.candidates import Candidates, Likelihoods
+from gradelora.scoring.branches import Branch, Pass, forward, passes, prefix_cache, share
+from gradelora.scoring.candidates import Candidates, Likelihoods, Prompt
 
 # Positions whose logits are held in fp32 at once: 128 x 201,088 x 4 bytes is 103 MB.
 POSITIONS_AT_ONCE = 128
 # Batches of another shape move a log-probability in its last bits; a decision must not see them.
 DIGITS = 4
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """ids[L] up to where the target starts; the first `prefix_length` are the question's."""
-
-    ids: tuple[int, ...]
-    prefix_length: int
-    question_key: str
 
 
 @dataclass(frozen=True)
@@ -61,33 +52,68 @@ def score_prompts(
     Prompts with the same ids are computed once.  `rows_per_pass` bounds memory and changes no
     decision.  `on_progress(done, total)` counts different prompts.
     """
+    found = score_share(
+        model,
+        prompts,
+        candidates,
+        pad_id=pad_id,
+        rows_per_pass=rows_per_pass,
+        rank=0,
+        ranks=1,
+        on_progress=on_progress,
+    )
+    return [found[i] for i in range(len(prompts))]
+
+
+def score_share(
+    model: Any,
+    prompts: Sequence[Prompt],
+    candidates: Mapping[str, Candidates],
+    *,
+    pad_id: int,
+    rows_per_pass: int,
+    rank: int,
+    ranks: int,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[int, Likelihoods]:
+    """What one of `ranks` processes answers of all `prompts`, by their place.
+
+    Passes are formed from all prompts before they are shared out, so each computes the same
+    numbers whoever runs it.
+    """
     unique = sorted({(p.question_key, p.ids, p.prefix_length) for p in prompts})
     index = {key: i for i, key in enumerate(unique)}
     distinct = [Prompt(ids, prefix_length, question_key) for question_key, ids, prefix_length in unique]
     tries = {key: _trie(c.targets) for key, c in candidates.items()}
+    mine = share(_passes(distinct, tries, rows_per_pass), rank, ranks)
+    total = sum(len(one.prompts) for one in mine)
     masking = Masking.of(model)
     found: dict[int, Likelihoods] = {}
+    prefix, keys_values = None, prefix_cache(model, ())
     with torch.inference_mode():
-        for prefix, members in _by_prefix(distinct):
-            keys_values = prefix_cache(model, prefix)
-            branches = [_branch(i, distinct[i], len(prefix), tries) for i in members]
-            for batch in passes(branches, rows_per_pass):
-                logits_KV, where = forward(model, masking, prefix, keys_values, batch, pad_id)
-                found.update(_likelihoods(logits_KV, where, batch, distinct, candidates, tries))
-                on_progress(len(found), len(distinct))
-    return [found[index[(p.question_key, p.ids, p.prefix_length)]] for p in prompts]
+        for one in mine:
+            if one.prefix != prefix:
+                prefix, keys_values = one.prefix, prefix_cache(model, one.prefix)
+            branches = [_branch(i, distinct[i], len(one.prefix), tries) for i in one.prompts]
+            logits_KV, where = forward(model, masking, one.prefix, keys_values, branches, pad_id)
+            found.update(_likelihoods(logits_KV, where, branches, distinct, candidates, tries))
+            on_progress(len(found), total)
+    places = [index[(p.question_key, p.ids, p.prefix_length)] for p in prompts]
+    return {i: found[place] for i, place in enumerate(places) if place in found}
 
 
-def _by_prefix(prompts: Sequence[Prompt]) -> list[tuple[tuple[int, ...], list[int]]]:
+def _passes(prompts: Sequence[Prompt], tries: Mapping[str, _Trie], rows_per_pass: int) -> list[Pass]:
     """Prompts by what they share; longest first: what does not fit into memory fails at once."""
-    groups: dict[tuple[int, ...], list[int]] = {}
+    groups: dict[tuple[int, ...], list[tuple[int, int]]] = {}
     for i, prompt in enumerate(prompts):
         # At least one token is left for the branch: its last one predicts.
         shared = min(prompt.prefix_length, len(prompt.ids) - 1)
-        groups.setdefault(prompt.ids[:shared], []).append(i)
+        length = len(prompt.ids) - shared + len(tries[prompt.question_key].ids)
+        groups.setdefault(prompt.ids[:shared], []).append((i, length))
     for members in groups.values():
-        members.sort(key=lambda i: len(prompts[i].ids), reverse=True)
-    return sorted(groups.items(), key=lambda group: len(prompts[group[1][0]].ids), reverse=True)
+        members.sort(key=lambda member: member[1], reverse=True)
+    ordered = sorted(groups.items(), key=lambda group: len(group[0]) + group[1][0][1], reverse=True)
+    return [one for prefix, members in ordered for one in passes(prefix, members, rows_per_pass)]
 
 
 def _branch(i: int, prompt: Prompt, prefix_length: int, tries: Mapping[str, _Trie]) -> Branch:
