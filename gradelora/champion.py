@@ -115,6 +115,12 @@ def rollback(root: Path, name: str) -> Champion | None:
     return after.champion
 
 
+def restore(root: Path, name: str, champions: Champions) -> None:
+    """Take over a record that another machine has kept, as a whole."""
+    with _held(root, name):
+        _write(_file(root, name), champions)
+
+
 def _file(root: Path, name: str) -> Path:
     if not name or Path(name).name != name:
         raise BadConfig(f"{name!r} is no deployment's name; give the name of the run configuration")

@@ -96,12 +96,24 @@ class Damaged(GradeloraError):
     """A sealed artifact no longer matches its receipt."""
 
 
+class MirrorUnreachable(GradeloraError):
+    """The mirror of the store cannot be read or written: address, network or credentials."""
+
+    exit_code = 2
+
+
 class CheckFailed(GradeloraError):
     """A library that judges (Great Expectations) failed itself: a fault, never bad data."""
 
 
 class ChildFailed(GradeloraError):
     """A child process ended with a non-zero exit code or at its deadline."""
+
+
+class BudgetReached(GradeloraError):
+    """Training has used up its hours or its money; it is sealed, and goes on with a larger budget."""
+
+    exit_code = 2
 
 
 class Transient(GradeloraError):

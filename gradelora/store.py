@@ -11,44 +11,24 @@ import contextlib
 import fcntl
 import importlib.metadata
 import inspect
-import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_type_hints
-
-from pydantic import ValidationError
+from typing import Any, Generic, Protocol, Self, TypeVar, get_type_hints
 
 from gradelora import child
-from gradelora.artifacts import ASIDE, Artifact, FileEntry, Frozen, canonical_json, sha256_file, sha256_text
-from gradelora.config import Runtime
+from gradelora.artifacts import ASIDE, Artifact, Frozen, canonical_json, sha256_text
+from gradelora.config import Runtime, StoreConfig
 from gradelora.errors import Damaged
+from gradelora.hardware import machine_kind
+from gradelora.receipt import RECEIPT, Receipt, fsync, publish, read_receipt, restored, verify, verify_folder
 
 A = TypeVar("A", bound=Artifact)
-RECEIPT = "receipt.json"
 KEY_LENGTH = 64
-# Below this an artifact is re-hashed on every hit: a tenth of a second.
-ALWAYS_DEEP_BYTES = 32 * 2**20
 PACKAGES = ("gradelora", "torch", "transformers", "peft", "deepspeed", "datasets", "huggingface_hub", "prefect")
-
-
-class Receipt(Frozen):
-    """The record beside an artifact: how it came to be and what it holds."""
-
-    stage: str
-    version: int
-    key: str
-    digest: str
-    config: dict[str, Any]
-    inputs: dict[str, str]
-    artifact: dict[str, Any]
-    versions: dict[str, str]
-    created: str
-    seconds: float
-    peak_rss_bytes: int
 
 
 @dataclass(frozen=True)
@@ -84,17 +64,49 @@ def _identity(stage: Callable[..., Any], config: Frozen, inputs: tuple[Artifact,
     }
 
 
+class Mirror(Protocol):
+    """A copy of the store elsewhere (gradelora.mirror); it never raises for what it cannot reach."""
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+
+    def pull(self, stage: str, key: str, into: Path) -> bytes | None:
+        """Bring an artifact's verified files into a private folder; its receipt, or None."""
+
+    def offer(self, folder: Path) -> None:
+        """Send a sealed folder, in the background, where the mirror lacks it."""
+
+    def working(self, stage: str, key: str, out: Path) -> contextlib.AbstractContextManager[None]:
+        """While a stage that RESUMES works: begin from its newest checkpoint there, send each new one."""
+
+
 class Store:
     """The folders under one root, readable by their owner alone."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, mirror: Mirror | None = None) -> None:
+        self.mirror = mirror
         self.root = root.absolute()
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.root.chmod(0o700)
 
+    @classmethod
+    def of(cls, config: StoreConfig, say: Callable[[str], None] | None = None) -> Self:
+        """The configured store with its mirror, whose warnings go to `say`.  Raises MissingTool."""
+        if config.mirror is None:
+            return cls(config.root)
+        # A run without a mirror imports nothing of it.
+        from gradelora.mirror import mirror_of
+
+        return cls(config.root, mirror_of(config, say))
+
     def folder(self, stage: str, key: str) -> Path:
         """Where a sealed artifact lies."""
         return self.root / stage / key
+
+    def building(self, stage: str, key: str) -> Path:
+        """Where an artifact is filled until it is sealed."""
+        return self.root / stage / f".{key}.building"
 
     def find(self, stage: Callable[..., A], config: Frozen, *inputs: Artifact, deep: bool = False) -> A | None:
         """The verified artifact of these inputs, or None where there is none.  Raises Damaged."""
@@ -102,7 +114,7 @@ class Store:
         if not folder.exists():
             return None
         receipt = read_receipt(folder)
-        artifact = _restored(receipt, folder, get_type_hints(stage)["return"])
+        artifact = restored(receipt, folder, get_type_hints(stage)["return"])
         verify(artifact.path, artifact.files, deep=deep)
         if artifact.digest != receipt.digest:
             raise Damaged(f"{folder / RECEIPT}: its digest does not match its contents; the stage will run again")
@@ -131,17 +143,54 @@ class Store:
             except Damaged as damage:
                 found, why = None, str(damage)
                 shutil.rmtree(self.folder(name, key))
+            verified = "verified against its receipt"
+            if found is None and self.mirror and self.bring(name, key):
+                found, verified = self._as_found(stage, config, inputs), f"brought from {self.mirror.url}, {verified}"
             if found is not None:
-                return Obtained(name, found, True, time.monotonic() - started, "verified against its receipt", label)
+                self._offer(name, key)
+                return Obtained(name, found, True, time.monotonic() - started, verified, label)
             out = self._private(stage, key)
-            built = run(stage, config, *inputs, out=out, runtime=runtime)
+            with self._working(stage, key, out):
+                built = run(stage, config, *inputs, out=out, runtime=runtime)
             receipt = _receipt(stage, config, inputs, key, built, out, time.monotonic() - started)
             sealed = self._seal(built, receipt, out)
+            self._offer(name, key)
         return Obtained(name, sealed, False, time.monotonic() - started, why, label)
+
+    def bring(self, stage: str, key: str) -> bool:
+        """Take a sealed folder from the mirror, its receipt last; whether it is here now."""
+        folder, into = self.folder(stage, key), self.root / stage / f".{key}.pulling"
+        if folder.exists() or self.mirror is None:
+            return folder.exists()
+        into.mkdir(parents=True, exist_ok=True, mode=0o700)
+        receipt = self.mirror.pull(stage, key, into)
+        if receipt is None:
+            # Else the files that did come are kept: the next pull goes on from them.
+            with contextlib.suppress(OSError):
+                into.rmdir()
+            return False
+        publish(into, receipt, folder)
+        return True
+
+    def _as_found(self, stage: Callable[..., A], config: Frozen, inputs: tuple[Artifact, ...]) -> A | None:
+        """What was brought, verified as any hit is; removed again where it does not hold."""
+        try:
+            return self.find(stage, config, *inputs)
+        except Damaged:
+            shutil.rmtree(self.folder(stage.__name__, key_of(stage, config, inputs)))
+            return None
+
+    def _offer(self, stage: str, key: str) -> None:
+        if self.mirror is not None:
+            self.mirror.offer(self.folder(stage, key))
+
+    def _working(self, stage: Callable[..., Any], key: str, out: Path) -> contextlib.AbstractContextManager[None]:
+        resumes = getattr(sys.modules[stage.__module__], "RESUMES", False)
+        return self.mirror.working(stage.__name__, key, out) if self.mirror and resumes else contextlib.nullcontext()
 
     def _private(self, stage: Callable[..., Any], key: str) -> Path:
         """The folder to fill: empty, or as an earlier attempt left it where the stage RESUMES."""
-        out = self.root / stage.__name__ / f".{key}.building"
+        out = self.building(stage.__name__, key)
         if not getattr(sys.modules[stage.__module__], "RESUMES", False):
             shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -150,17 +199,7 @@ class Store:
     def _seal(self, built: A, receipt: Receipt, out: Path) -> A:
         """Make `out` durable, then visible under its key; the receipt is written last."""
         folder = self.folder(receipt.stage, receipt.key)
-        for where, _, files in os.walk(out):
-            for name in files:
-                fsync(Path(where) / name)
-            fsync(Path(where))
-        part = out / f"{RECEIPT}.part"
-        part.write_text(receipt.model_dump_json(indent=1))
-        fsync(part)
-        part.replace(out / RECEIPT)
-        fsync(out)
-        out.rename(folder)
-        fsync(folder.parent)
+        publish(out, receipt.model_dump_json(indent=1).encode(), folder)
         return built.model_copy(update={"path": folder}) if built.path == out else built
 
     @contextlib.contextmanager
@@ -184,62 +223,6 @@ class Store:
                 yield path
 
 
-def verify_folder(folder: Path, *, deep: bool) -> Receipt:
-    """Check one sealed folder of whatever stage against its receipt.  Raises Damaged."""
-    receipt = read_receipt(folder)
-    try:
-        files = [FileEntry.model_validate(f) for f in receipt.artifact["files"]]
-        where = folder / receipt.artifact["path"]
-    except (ValidationError, KeyError, TypeError) as error:
-        raise Damaged(f"{folder / RECEIPT}: lists no files; the stage will run again") from error
-    verify(where, files, deep=deep)
-    return receipt
-
-
-def read_receipt(folder: Path) -> Receipt:
-    """The receipt of a sealed folder.  Raises Damaged where it is missing or unreadable."""
-    try:
-        return Receipt.model_validate_json((folder / RECEIPT).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValidationError) as error:
-        raise Damaged(f"{folder / RECEIPT}: missing or unreadable; the stage will run again") from error
-
-
-def verify(folder: Path, files: Sequence[FileEntry], *, deep: bool) -> None:
-    """Every file against its entry: size and time, or contents.  Raises Damaged."""
-    deep = deep or sum(f.size for f in files) <= ALWAYS_DEEP_BYTES
-    for entry in files:
-        _verify_file(folder / entry.name, entry, deep)
-
-
-def _verify_file(path: Path, entry: FileEntry, deep: bool) -> None:
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise Damaged(f"{path}: missing; the stage will run again") from error
-    if stat.st_size != entry.size:
-        raise Damaged(f"{path}: {stat.st_size} bytes, {entry.size} in the receipt; the stage will run again")
-    # Another time alone is no damage (a copy, a touch): the contents decide.
-    if (deep or stat.st_mtime_ns != entry.mtime_ns) and sha256_file(path) != entry.sha256:
-        raise Damaged(f"{path}: contents differ from the receipt; the stage will run again")
-
-
-def fsync(path: Path) -> None:
-    """Flush a file or a folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _restored(receipt: Receipt, folder: Path, artifact_type: type[A]) -> A:
-    """The artifact of a receipt; a path inside the folder is stored relative to it."""
-    try:
-        return artifact_type.model_validate({**receipt.artifact, "path": folder / receipt.artifact["path"]})
-    except (ValidationError, KeyError) as error:
-        raise Damaged(f"{folder / RECEIPT}: describes no {artifact_type.__name__}; the stage will run again") from error
-
-
 def _receipt(
     stage: Callable[..., Any],
     config: Frozen,
@@ -250,7 +233,11 @@ def _receipt(
     seconds: float,
 ) -> Receipt:
     usage = out / ASIDE / child.USAGE
-    peak = child.Usage.model_validate_json(usage.read_text()).peak_rss_bytes if usage.exists() else 0
+    spent = (
+        child.Usage.model_validate_json(usage.read_text())
+        if usage.exists()
+        else child.Usage(seconds=0, peak_rss_bytes=0)
+    )
     artifact = built.model_dump(mode="json")
     artifact["path"] = "." if built.path == out else str(built.path)
     return Receipt(
@@ -261,5 +248,10 @@ def _receipt(
         versions={p: importlib.metadata.version(p) for p in PACKAGES},
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         seconds=round(seconds, 3),
-        peak_rss_bytes=peak,
+        peak_rss_bytes=spent.peak_rss_bytes,
+        peak_gpu_bytes=spent.peak_gpu_bytes,
+        machine=machine_kind(),
     )
+
+
+__all__ = ["RECEIPT", "Mirror", "Obtained", "Receipt", "Store", "fsync", "key_of", "read_receipt", "verify_folder"]

@@ -168,7 +168,7 @@ def test_a_value_without_a_stable_form_is_an_error(value: object) -> None:
 
 
 def test_find_deep_reads_every_byte_of_a_large_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradelora.store.ALWAYS_DEEP_BYTES", 0)
+    monkeypatch.setattr("gradelora.receipt.ALWAYS_DEEP_BYTES", 0)
     store = Store(tmp_path)
     word = obtain(store).artifact.path / "word.txt"
     time_ns = word.stat().st_mtime_ns
