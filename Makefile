@@ -12,7 +12,7 @@ export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS := 180
 export GX_ANALYTICS_ENABLED := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo up down test check bench clean
 
 setup: .venv/installed
 
@@ -25,6 +25,13 @@ setup: .venv/installed
 
 demo: setup
 	$(BIN)/python -m gradelora.sandbox.demo
+
+# The machine that runs the deployments: docs/operations.md.
+up: setup
+	$(BIN)/python -m deployments.up $(if $(PORT),--port $(PORT)) $(if $(NOTIFY),--notify $(NOTIFY))
+
+down:
+	$(BIN)/python -m deployments.down
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -15,9 +15,11 @@ from prefect import flow
 from gradelora import launch
 from gradelora.config_file import load_config
 from gradelora.errors import GradeloraError
+from gradelora.mirror import uploads_finished
 from gradelora.outcome import Outcome, print_outcome
 from tasks.encode import encode
 from tasks.evaluate import evaluate
+from tasks.events import telling_of_the_budget
 from tasks.fetch import fetch
 from tasks.gate import gate
 from tasks.merge import merge
@@ -40,7 +42,7 @@ def finetune(config: str = "deployments/demo.yaml", overrides: list[str] | None 
     """
     run = load_config(Path(config), overrides or ())
     ensure_gpu_limit()
-    with nothing_left_running():
+    with uploads_finished(run.store, print), nothing_left_running(), telling_of_the_budget(run.name):
         base = resolve(run)
         data = collect(run)
         plan = preflight(run, base, data)

@@ -4,7 +4,9 @@ from gradelora.artifacts import Adapter, EncodedDataset, EvalReport
 from gradelora.champion import champion_of, promote
 from gradelora.config import RunConfig
 from gradelora.gate import Verdict, judge
+from gradelora.mirror import champion_shared
 from gradelora.store import Obtained, Store
+from tasks.events import PROMOTED, REFUSED, tell_once
 from tasks.stage import stage_task
 
 
@@ -14,14 +16,19 @@ def gate(
 ) -> Verdict:
     """Compare with the champion, or the base when there is none, and move the pointer if better."""
     root, digest = Store(run.store.root).root, data.artifact.digest
-    verdict = judge(run.gate, run.evaluate, adapter.artifact, evaluation.artifact, digest, champion_of(root, run.name))
-    if verdict.promoted:
-        promote(
-            root,
-            run.name,
-            adapter=adapter.artifact,
-            report=evaluation.artifact,
-            data_digest=digest,
-            reason=verdict.reason,
+    with champion_shared(run.store, run.name):
+        verdict = judge(
+            run.gate, run.evaluate, adapter.artifact, evaluation.artifact, digest, champion_of(root, run.name)
         )
+        if verdict.promoted:
+            promote(
+                root,
+                run.name,
+                adapter=adapter.artifact,
+                report=evaluation.artifact,
+                data_digest=digest,
+                reason=verdict.reason,
+            )
+    event = PROMOTED if verdict.promoted else REFUSED
+    tell_once(event, run.name, {"adapter": adapter.artifact.digest, "reason": verdict.reason}, root / "told")
     return verdict

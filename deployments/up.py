@@ -1,0 +1,166 @@
+"""`make up`: server, work pool, GPU limit, deployments, automations and worker on this machine.
+
+Each step is skipped where it is done; a call that was cut off is called again.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+
+from deployments import processes
+from gradelora.errors import BadConfig, GradeloraError
+
+HOST = "127.0.0.1"
+PORT = 4200
+ROOT = Path(".gradelora")
+MACHINE, HOME, SHELL = ROOT / "machine", ROOT / "prefect", ROOT / "env"
+SERVER, WORKER = "server", "worker"
+START_S = 180.0
+SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+
+
+def up(port: int, arguments: Sequence[str]) -> None:
+    """Bring up what is not up; `arguments` go to deployments.registration.  Raises GradeloraError."""
+    for folder in (ROOT, MACHINE, HOME):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.chmod(0o700)
+    with held():
+        url = _server(port)
+        _register(url, arguments)
+        _worker(url)
+        SHELL.write_text(f"export PREFECT_API_URL={url}\nexport PREFECT_HOME={HOME.absolute()}\n", encoding="utf-8")
+    print(f"UI: {url.removesuffix('/api')}\nIn your shell: . {SHELL}")
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """One `up` or `down` at a time; the kernel frees it with its holder."""
+    with (MACHINE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.set_inheritable(lock.fileno(), False)
+        yield
+
+
+def environment(url: str) -> dict[str, str]:
+    """What server, worker and runs have in common: a home of their own, and nothing is sent out."""
+    return {
+        **os.environ,
+        "PATH": processes.path_with(Path(sys.executable).parent),
+        "PREFECT_HOME": str(HOME.absolute()),
+        "PREFECT_API_URL": url,
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+    }
+
+
+def _server(port: int) -> str:
+    """Its API's address; started where it does not run."""
+    started = processes.running(SERVER, MACHINE)
+    if started is not None:
+        print(f"server: runs, pid {started.pid}")
+        url = started.url
+    else:
+        died = " (it had died)" if processes.recorded(SERVER, MACHINE) else ""
+        _refuse_taken(port)
+        url = f"http://{HOST}:{port}/api"
+        # The Hub's token is the worker's; a server has no use for it.
+        env = {name: value for name, value in environment(url).items() if name not in SECRETS}
+        _forgive(env)
+        argv = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
+        started = processes.start(SERVER, argv, folder=MACHINE, env=env, url=url)
+        print(f"server: started, pid {started.pid}{died}")
+    processes.wait_until(lambda: healthy(url), SERVER, MACHINE, START_S)
+    return url
+
+
+def _forgive(env: dict[str, str]) -> None:
+    """Runs that went on while the server was away get time to say so, before they count as dead."""
+    if (HOME / "prefect.db").exists() or "PREFECT_API_DATABASE_CONNECTION_URL" in env:
+        subprocess.run([sys.executable, "-m", "deployments.grace"], env=env, check=True)
+
+
+def _refuse_taken(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise BadConfig(
+                f"{HOST}:{port} is taken by a program that `make up` did not start; "
+                f"end it, or take another port: make up PORT={port + 1}"
+            ) from error
+
+
+def healthy(url: str) -> bool:
+    """Whether the server answers."""
+    try:
+        return httpx.get(f"{url}/health", timeout=5).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _register(url: str, arguments: Sequence[str]) -> None:
+    command = [sys.executable, "-m", "deployments.registration", *arguments]
+    if subprocess.run(command, env=environment(url), check=False).returncode != 0:
+        raise BadConfig("what the server must know is not registered (see above); mend it and call `make up` again")
+
+
+def _worker(url: str) -> None:
+    started = processes.running(WORKER, MACHINE)
+    if started is not None and started.url == url:
+        print(f"worker: runs, pid {started.pid}")
+        return
+    died = " (it had died)" if processes.recorded(WORKER, MACHINE) and started is None else ""
+    processes.stop(WORKER, MACHINE)
+    name = socket.gethostname()
+    argv = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "gradelora", "--type", "process"]
+    since = datetime.now(UTC)
+    started = processes.start(WORKER, [*argv, "--name", name], folder=MACHINE, env=environment(url), url=url)
+    processes.wait_until(lambda: _online(url, name, since), WORKER, MACHINE, START_S)
+    print(f"worker: started, pid {started.pid}{died}")
+
+
+def _online(url: str, name: str, since: datetime) -> bool:
+    """Whether the server has heard of this very worker; an earlier one of its name may still count as online."""
+    try:
+        workers = httpx.post(f"{url}/work_pools/gradelora/workers/filter", json={}, timeout=30, headers=_auth()).json()
+    except (httpx.HTTPError, ValueError):
+        return False
+    return any(w["name"] == name and datetime.fromisoformat(w["last_heartbeat_time"]) > since for w in workers)
+
+
+def _auth() -> dict[str, str]:
+    """The header of a server with PREFECT_SERVER_API_AUTH_STRING, as its own client sends it."""
+    auth = os.environ.get("PREFECT_API_AUTH_STRING")
+    if not auth:
+        return {}
+    basic = httpx.BasicAuth(*auth.split(":", 1))
+    request = next(basic.auth_flow(httpx.Request("GET", "http://server")))
+    return {"Authorization": request.headers["Authorization"]}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`python -m deployments.up`; unknown arguments go on to the registration."""
+    parser = argparse.ArgumentParser(prog="python -m deployments.up", description=__doc__)
+    default = int(os.environ.get("GRADELORA_PORT", PORT))
+    parser.add_argument("--port", type=int, default=default, help="of the server; default: GRADELORA_PORT, then 4200")
+    known, others = parser.parse_known_args(arguments)
+    try:
+        up(known.port, others)
+    except GradeloraError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

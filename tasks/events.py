@@ -1,0 +1,82 @@
+"""Events of our own, which the automations wait for; figures and hashes alone, never student text.
+
+They are posted, not queued: `prefect.events.emit_event` hands an event to a background thread
+and cannot tell whether the server ever took it.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
+from prefect.events.schemas.events import Event
+from prefect.logging import get_run_logger
+
+from gradelora.errors import BudgetReached
+
+DATA_LANDED = "gradelora.data.landed"
+PROMOTED = "gradelora.adapter.promoted"
+REFUSED = "gradelora.adapter.refused"
+BUDGET_REACHED = "gradelora.budget.reached"
+
+
+def send(event: str, name: str, payload: dict[str, Any]) -> None:
+    """Tell the server of one event about the deployment `name`.  Raises httpx.HTTPError where it does not take it."""
+    context = FlowRunContext.get()
+    related = []
+    if context is not None and context.flow_run is not None:
+        run = context.flow_run
+        related = [
+            {
+                "prefect.resource.id": f"prefect.flow-run.{run.id}",
+                "prefect.resource.role": "flow-run",
+                "prefect.resource.name": run.name,
+            }
+        ]
+    told = Event.model_validate(
+        {
+            "event": event,
+            "resource": {"prefect.resource.id": f"gradelora.{name}", "prefect.resource.name": name},
+            "related": related,
+            "payload": payload,
+        }
+    )
+    with get_client(sync_client=True) as client:
+        client.request("POST", "/events", json=[told.model_dump(mode="json")]).raise_for_status()
+
+
+def try_to_send(event: str, name: str, payload: dict[str, Any]) -> bool:
+    """The same for news that must not end a run; whether the server took it."""
+    try:
+        send(event, name, payload)
+    except Exception as error:
+        get_run_logger().warning("the server did not take the event %s: %s", event, error)
+        return False
+    return True
+
+
+def tell_once(event: str, name: str, payload: dict[str, Any], folder: Path) -> None:
+    """Send what the gate decided about one adapter; a cached run that decides the same again sends nothing.
+
+    `folder` keeps the last one told of each deployment.
+    """
+    last = folder / f"{name}.txt"
+    this = f"{event} {payload['adapter']}"
+    told = last.read_text(encoding="utf-8") if last.is_file() else ""
+    if told != this and try_to_send(event, name, payload):
+        folder.mkdir(exist_ok=True, mode=0o700)
+        part = last.with_suffix(".part")
+        part.write_text(this, encoding="utf-8")
+        part.replace(last)
+
+
+@contextlib.contextmanager
+def telling_of_the_budget(name: str) -> Iterator[None]:
+    """A run that stops at its budget is an event of its own, beside the failure that it ends as."""
+    try:
+        yield
+    except BudgetReached as error:
+        try_to_send(BUDGET_REACHED, name, {"reason": str(error)})
+        raise
