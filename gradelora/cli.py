@@ -17,6 +17,7 @@ from gradelora.config import RunConfig
 from gradelora.config_file import load_config
 from gradelora.errors import Damaged, GradeloraError
 from gradelora.fetch import command as fetch_options
+from gradelora.mirror import command as mirror_options
 from gradelora.push import command as push_options
 
 Command = Callable[[argparse.Namespace], int]
@@ -67,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     cache = commands.add_parser("cache", help=CACHE, description=CACHE)
     cache_options.add_options(cache)
     _common(cache, cache_options.cache_command, config_required=False)
+    mirror_options.add_options(_command(commands, "mirror", MIRROR, _mirror))
     doctor = commands.add_parser("doctor", help=DOCTOR, description=DOCTOR)
     _common(doctor, _doctor, config_required=False)
     return parser
@@ -74,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 
 FETCH = "bring the base model's files into the Hub cache, every byte verified"
 CACHE = "show what the Hub cache and the store hold and what needs it; remove what is named or needed by nothing"
+MIRROR = "the copy of the store at store.mirror: what it holds, and both ways by hand"
 DOCTOR = "check this machine, one line each: ok, or what to do"
 STAGES = {
     "encode": "turn validated items into tokens",
@@ -110,11 +113,13 @@ def _stage(name: str) -> Command:
     """The command that obtains one stage's artifact and all that it needs."""
 
     def command(arguments: argparse.Namespace) -> int:
+        from gradelora.mirror import uploads_finished
         from gradelora.pipeline import Pipeline
         from gradelora.progress import telling
 
-        with telling() as teller:
-            pipeline = Pipeline(_config(arguments), teller.obtained, teller.line)
+        run = _config(arguments)
+        with telling() as teller, uploads_finished(run.store, teller.line):
+            pipeline = Pipeline(run, teller.obtained, teller.line)
             artifact: Artifact = getattr(pipeline, PROPERTIES[name])
         _print(arguments, artifact, {"digest": artifact.digest})
         return 0
@@ -152,13 +157,14 @@ def _validate(arguments: argparse.Namespace) -> int:
 
 
 def _score(arguments: argparse.Namespace) -> int:
+    from gradelora.mirror import uploads_finished
     from gradelora.pipeline import Pipeline
     from gradelora.progress import telling
     from gradelora.records import collect_data_files
     from gradelora.score import score
 
     run, data = _config(arguments), collect_data_files(tuple(arguments.files))
-    with telling() as teller:
+    with telling() as teller, uploads_finished(run.store, teller.line):
         pipeline = Pipeline(run, teller.obtained, teller.line)
         scored = score(
             run.encode,
@@ -182,12 +188,24 @@ def _push(arguments: argparse.Namespace) -> int:
 
 def _rollback(arguments: argparse.Namespace) -> int:
     from gradelora.champion import rollback
+    from gradelora.mirror import champion_shared, uploads_finished
 
     run = _config(arguments)
-    champion = rollback(run.store.root, run.name)
+    with uploads_finished(run.store, _tell), champion_shared(run.store, run.name):
+        champion = rollback(run.store.root, run.name)
     now = f"the adapter of {champion.promoted}: {champion.adapter.path}" if champion else "the base"
     print(json.dumps(champion and champion.model_dump(mode="json")) if arguments.json else f"{run.name} uses {now}")
     return 0
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _mirror(arguments: argparse.Namespace) -> int:
+    from gradelora.mirror.command import mirror_command
+
+    return mirror_command(arguments, _config(arguments))
 
 
 def _fetch(arguments: argparse.Namespace) -> int:
@@ -225,11 +243,12 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from gradelora.config import Runtime
+    from gradelora.config import Runtime, StoreConfig
     from gradelora.doctor import DEFAULT_STORE, examine
 
     run = _config(arguments) if arguments.config else None
-    findings = examine(run.runtime if run else Runtime.model_validate({}), run.store.root if run else DEFAULT_STORE)
+    runtime = run.runtime if run else Runtime.model_validate({})
+    findings = examine(runtime, run.store if run else StoreConfig(root=DEFAULT_STORE))
     if arguments.json:
         print(json.dumps([f.model_dump() for f in findings]))
         return 0

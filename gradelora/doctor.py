@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 
 from gradelora.artifacts import Frozen
-from gradelora.config import Runtime
+from gradelora.config import Runtime, StoreConfig
 from gradelora.errors import GradeloraError
 from gradelora.hardware import driver_version, this_machine, tool_path
 from gradelora.hub import HubClient, RepoCache
@@ -31,12 +31,13 @@ class Finding(Frozen):
     remedy: str = ""
 
 
-def examine(runtime: Runtime, store_root: Path) -> list[Finding]:
+def examine(runtime: Runtime, store: StoreConfig) -> list[Finding]:
     """All checks, in the order in which a run would meet them."""
     client = HubClient(runtime)
     findings = [_python(), *_packages(), *(_tool(name, remedy) for name, remedy in TOOLS.items()), _compiled()]
-    findings += [_driver(), _gpus(), _disk("hub cache", client.cache), _disk("store", store_root)]
+    findings += [_driver(), _gpus(), _disk("hub cache", client.cache), _disk("store", store.root)]
     findings += [_orphans(client.cache), _parts(client.cache), _switch(), _token(client)]
+    findings += [_mirror(store.mirror)] if store.mirror else []
     return [*findings, *_prefect(os.environ.get("PREFECT_API_URL", ""))]
 
 
@@ -79,7 +80,7 @@ def _tool(name: str, remedy: str) -> Finding:
 
 def _compiled() -> Finding:
     """DeepSpeed's operator for CPUs: the first training waits a minute for it."""
-    from gradelora.train import environment_of_tools
+    from gradelora.train.launching import environment_of_tools
 
     folder = Path(environment_of_tools()["TORCH_EXTENSIONS_DIR"])
     built = any(folder.glob("**/*.so"))
@@ -127,6 +128,18 @@ def _disk(name: str, folder: Path) -> Finding:
 def _repositories(cache: Path) -> list[RepoCache]:
     folders = sorted(cache.glob("models--*"))
     return [RepoCache(cache, folder.name.removeprefix("models--").replace("--", "/", 1)) for folder in folders]
+
+
+def _mirror(url: str) -> Finding:
+    """Whether the mirror can be read and written with what the environment holds."""
+    from gradelora.mirror.probe import probe
+
+    try:
+        found = probe(url)
+    except GradeloraError as error:
+        remedy = "see docs/machines.md; runs go on without their mirror meanwhile"
+        return Finding(check="mirror", ok=False, found=str(error), remedy=remedy)
+    return Finding(check="mirror", ok=True, found=found)
 
 
 def _orphans(cache: Path) -> Finding:

@@ -103,7 +103,13 @@ def obtain(
         with concurrency(GPU_LIMIT, occupy=1, strict=True, raise_on_lease_renewal_failure=False):
             return call(*arguments, **named)
 
-    obtained = Store(run.store.root).obtain(stage, config, *inputs, runtime=run.runtime, run=work)
+    logger = get_run_logger()
+
+    def warn(text: str) -> None:
+        # Also from the thread that sends to the mirror; a context can be entered by one thread at a time.
+        context.copy().run(logger.warning, text)
+
+    obtained = Store.of(run.store, warn).obtain(stage, config, *inputs, runtime=run.runtime, run=work)
     name = "Cached" if obtained.cached else "Completed"
     # Prefect takes a returned state as the task's own and hands its data to the caller.
     return cast("Obtained[A]", Completed(name=name, message=obtained.why, data=obtained))

@@ -26,6 +26,7 @@ COMMANDS = (
     "rollback",
     "verify",
     "cache",
+    "mirror",
     "doctor",
 )
 
@@ -41,7 +42,8 @@ def test_the_readme_names_every_command_deployment_and_make_target(capsys: pytes
     assert offered == set(COMMANDS)
     assert all(re.search(rf"\b{name}\b", README) for name in COMMANDS)
     deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-    assert all((ROOT / "deployments" / f"{d['name']}.yaml").is_file() for d in deployments)
+    assert all((ROOT / d["parameters"]["config"]).is_file() for d in deployments)
+    assert all(re.search(rf"\b{d['name']}\b", README) for d in deployments)
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
     assert set(re.findall(r"^make (\w+)", README, re.M)) <= targets
     assert {"setup", "demo", "check", "test", "bench"} <= targets

@@ -11,7 +11,7 @@ import pytest
 
 from gradelora import doctor
 from gradelora.cli import main
-from gradelora.config import Runtime
+from gradelora.config import Runtime, StoreConfig
 from gradelora.doctor import Finding, examine
 
 SECRET = "hf_thisIsNobodysToken"
@@ -58,7 +58,7 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def found(tmp_path: Path, **runtime: object) -> dict[str, Finding]:
     values = {"hub_cache": tmp_path / "hub", "hub_retries": 0, "hub_timeout_s": 2} | runtime
-    return {f.check: f for f in examine(Runtime.model_validate(values), tmp_path / "store")}
+    return {f.check: f for f in examine(Runtime.model_validate(values), StoreConfig(root=tmp_path / "store"))}
 
 
 def test_every_check_is_one_line_and_what_is_not_ok_has_its_remedy(
