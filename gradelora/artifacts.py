@@ -176,7 +176,10 @@ class EncodedDataset(Artifact):
 
 
 class Adapter(Artifact):
-    """A PEFT adapter: adapter_model.safetensors, adapter_config.json, history.json (losses by step)."""
+    """A PEFT adapter: adapter_model.safetensors, adapter_config.json, history.json (losses by step).
+
+    `steps` were trained; `chosen_step` is the one whose weights these are, None where it is the last.
+    """
 
     repo_id: str
     commit: str
@@ -184,6 +187,7 @@ class Adapter(Artifact):
     total_parameters: int
     steps: int
     final_loss: float
+    chosen_step: int | None = None
 
 
 class Interval(Frozen):
@@ -205,9 +209,30 @@ class EvalReport(Artifact):
     qwk_gain: Interval
 
 
+class Agreed(Frozen):
+    """The merged model beside base + adapter on the same items; differences of log-probabilities in nats.
+
+    `shift` is the mean difference as a share of `adapter_effect`, what the adapter changed on average.
+    """
+
+    items: int
+    changed_scores: int
+    mean_difference: float
+    largest_difference: float
+    adapter_effect: float
+    shift: float
+
+
 class MergedModel(Artifact):
-    """A checkpoint in the base's own format with the adapter added to its weights."""
+    """A checkpoint with the adapter added to its weights, in the base's own format or in bf16.
+
+    `least_delta_survival` is that of the worst of the matrices in delta_survival.jsonl, None where
+    nothing was rounded to MXFP4 again; `agreed` is None where no item was verified.
+    """
 
     repo_id: str
     commit: str
     merged_tensors: int
+    dtype: Literal["base", "bf16"] = "base"
+    least_delta_survival: float | None = None
+    agreed: Agreed | None = None

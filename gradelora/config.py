@@ -89,8 +89,23 @@ class LoraSettings(Frozen):
     r: int = Field(8, ge=1, le=1024)
     alpha: float = Field(32, gt=0)
     dropout: float = Field(0.05, ge=0, lt=1)
-    target_modules: tuple[str, ...] = Field(("q_proj", "k_proj", "v_proj", "o_proj"), min_length=1)
+    target_modules: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj"), description="linear layers, by the last part of their names"
+    )
+    target_parameters: tuple[str, ...] = Field(
+        (), description="expert weights: mlp.experts.gate_up_proj, mlp.experts.down_proj; weights=bf16, dropout=0"
+    )
     use_rslora: bool = False
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if not self.target_modules and not self.target_parameters:
+            raise ValueError("target_modules and target_parameters are both empty; name what the adapter changes")
+        if self.target_parameters and self.dropout:
+            raise ValueError(
+                f"target_parameters add to a weight itself, where dropout={self.dropout:g} has no place; set dropout=0"
+            )
+        return self
 
 
 class TrainConfig(Frozen):
@@ -131,6 +146,8 @@ class TrainConfig(Frozen):
     def _possible(self) -> Self:
         if self.weights == "packed" and self.parallel == "zero3":
             raise ValueError("parallel=zero3 cannot shard packed MXFP4 weights; set parallel=zero2 or weights=bf16")
+        if self.weights == "packed" and self.lora.target_parameters:
+            raise ValueError("lora.target_parameters train on experts that are not packed; set weights=bf16")
         if self.parallel == "layers" and self.processes != 1:
             raise ValueError(f"parallel=layers is one process, not {self.processes}; set processes=1")
         if self.sharing == "off" and self.answers_per_row != 1:
@@ -166,9 +183,30 @@ class GateConfig(Frozen):
 
 
 class MergeConfig(Frozen):
-    """The optional merge into the base's own format."""
+    """The optional merge, by default into the base's own format."""
 
     enabled: bool = False
+    dtype: Literal["base", "bf16"] = Field("base", description="bf16: MXFP4 experts are written dequantised")
+    min_delta_survival: float | None = Field(
+        None,
+        ge=-1,
+        le=1,
+        description="what each expert's matrix must keep of its update when it is rounded to MXFP4 again:"
+        " 1 all, 0 nothing; none: that is refused",
+    )
+    verify_items: int = Field(32, ge=0, description="evaluated items that the merged model scores again; 0 is none")
+    max_shift: float = Field(
+        0.1, gt=0, le=1, description="of log-probabilities, as a share of what the adapter changed in them"
+    )
+    max_changed_scores: float = Field(0.05, ge=0, le=1, description="share of the verified items with another score")
+
+
+class MergeStageConfig(MergeConfig):
+    """What keys the merge: its own section, and how evaluate loads the models that are compared."""
+
+    device: Literal["cuda", "cpu"]
+    weights: Literal["packed", "bf16"]
+    precision: Literal["bf16", "fp32"]
 
 
 class ReportConfig(Frozen):
@@ -215,7 +253,9 @@ class Runtime(Frozen):
     dataloader_workers: int = Field(0, ge=0)
     evaluate_rows: int = Field(4, ge=1, description="rows a forward pass; memory, not results")
     evaluate_processes: int | None = Field(
-        None, ge=1, description="each with a copy of the model and its share of the answers; default: one a GPU, 1 on CPU"
+        None,
+        ge=1,
+        description="each with a copy of the model and its share of the answers; default: one a GPU, 1 on CPU",
     )
     train_deadline_s: float = Field(7 * 24 * 3600, gt=0)
     threads: int | None = Field(None, ge=1, description="CPU threads a process; default cores / processes")
@@ -267,10 +307,20 @@ class RunConfig(Frozen):
     store: StoreConfig
     runtime: Runtime = Runtime()
 
+    @property
+    def merging(self) -> MergeStageConfig:
+        """The merge stage's settings: verified as evaluate scores, for its predictions are what is compared."""
+        weights = "bf16" if self.merge.dtype == "bf16" else self.evaluate.weights
+        as_evaluated = {"device": self.evaluate.device, "precision": self.evaluate.precision, "weights": weights}
+        # Whether a run asks for it changes nothing in what comes out.
+        return MergeStageConfig.model_validate(self.merge.model_dump() | as_evaluated | {"enabled": True})
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.gate.split not in self.evaluate.splits:
             raise ValueError(f"gate.split={self.gate.split} is not evaluated; add it to evaluate.splits")
+        if self.train.lora.target_parameters and self.evaluate.weights == "packed":
+            raise ValueError("train.lora.target_parameters cannot be put on packed experts; set evaluate.weights=bf16")
         sides = self.validation.split
         if self.gate.split == "unseen_questions" and not (sides.unseen_questions_share or sides.unseen_questions_files):
             raise ValueError("gate.split=unseen_questions needs validation.split.unseen_questions_share above 0")

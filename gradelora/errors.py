@@ -86,6 +86,12 @@ class LossMisplaced(GradeloraError):
     """The batch that training would see puts loss elsewhere than on the targets."""
 
 
+class MergeDiffers(GradeloraError):
+    """The merged model does not score as base and adapter do, or has lost too much of the adapter."""
+
+    exit_code = 2
+
+
 class TargetTooLong(GradeloraError):
     """Header and target alone do not fit into max_length."""
 

@@ -3,39 +3,29 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gradelora.artifacts import Adapter, EncodedDataset, ModelSnapshot
-from gradelora.config import LoraSettings, Runtime, TrainConfig
-from gradelora.errors import GradeloraError, RankLost, UnsupportedModel
+from gradelora.config import Runtime
+from gradelora.errors import BudgetReached, GradeloraError, RankLost, UnsupportedModel
 from gradelora.train import seals, train
+from gradelora.train.budget import PACE, Pace
 from gradelora.train.job import Job
+from gradelora.train.ledger import Ledger
+from tests.killing import VICTIMS, kill_chains
+from tests.test_train_tracking import curves
 from tests.tiny_data import save_encoded, snapshot_of
 from tests.tiny_models import save_gpt_oss, save_llama
+from tests.training import CONFIG, RUNTIME, SAVED_EVERY, STEPS, changed, history, progress, ranks_of, wait_for, when
 
 pytestmark = pytest.mark.slow
 
-RUNTIME = Runtime(threads=1)
-# 4 questions x 3 rows x 4 epochs in steps of 2 ranks x 2 rows: 12 steps, a checkpoint every 3.
-CONFIG = TrainConfig(
-    device="cpu",
-    precision="fp32",
-    answers_per_row=4,
-    accumulation=2,
-    epochs=4,
-    learning_rate=5e-3,
-    reduce_bucket_elements=100_000,
-    lora=LoraSettings(dropout=0.1),
-)
-STEPS, SAVED_EVERY = 12, 3
+
+# What cannot change a result: here it does not.
+REPORTING = Runtime(threads=1, report_to=("tensorboard",), budget_hours=1000, evaluate_rows=1)
 
 
 @pytest.fixture(scope="module")
@@ -51,54 +41,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> EncodedDataset:
 @pytest.fixture(scope="module")
 def undisturbed(snapshot: ModelSnapshot, data: EncodedDataset, tmp_path_factory: pytest.TempPathFactory) -> Adapter:
     return train(CONFIG, snapshot, data, out=tmp_path_factory.mktemp("undisturbed"), runtime=RUNTIME)
-
-
-def changed(**values: Any) -> TrainConfig:
-    return TrainConfig.model_validate(CONFIG.model_dump() | values)
-
-
-def history(adapter: Adapter) -> list[dict[str, float]]:
-    found: list[dict[str, float]] = json.loads((adapter.path / "history.json").read_text())
-    return found
-
-
-def progress(out: Path) -> list[dict[str, float]]:
-    path = out / "aside" / "progress.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def ranks_of(out: Path) -> list[int]:
-    """Pids of all living processes that carry this run's job file in their command line."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
-        except OSError:
-            continue
-        if str(out / "aside" / "job.json") in line and "torch.distributed.run" not in line:
-            found.append(int(folder.name))
-    return sorted(found)
-
-
-def when(condition: Callable[[], bool], act: Callable[[], None], timeout_s: float = 120) -> threading.Thread:
-    """Do `act` in a thread as soon as `condition` holds."""
-
-    def watch() -> None:
-        until = time.monotonic() + timeout_s
-        while time.monotonic() < until and not condition():
-            time.sleep(0.01)
-        act()
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    return thread
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> bool:
-    until = time.monotonic() + timeout_s
-    while time.monotonic() < until and not condition():
-        time.sleep(0.05)
-    return condition()
 
 
 def test_two_ranks_learn_and_leave_the_adapter_alone(undisturbed: Adapter) -> None:
@@ -121,7 +63,9 @@ def test_two_ranks_learn_and_leave_the_adapter_alone(undisturbed: Adapter) -> No
 def test_the_same_run_gives_the_same_bytes(
     undisturbed: Adapter, snapshot: ModelSnapshot, data: EncodedDataset, tmp_path: Path
 ) -> None:
-    assert train(CONFIG, snapshot, data, out=tmp_path, runtime=RUNTIME).digest == undisturbed.digest
+    assert train(CONFIG, snapshot, data, out=tmp_path, runtime=REPORTING).digest == undisturbed.digest
+    assert [step for step, _ in curves(tmp_path)["validation_loss"]] == [3, 6, 9, 12]
+    assert {"loss", "learning_rate", "grad_norm", "tokens_per_s", "peak_memory_bytes"} < set(curves(tmp_path))
 
 
 def test_packed_and_bf16_weights_train_the_same_adapter_on_two_ranks(
@@ -132,42 +76,15 @@ def test_packed_and_bf16_weights_train_the_same_adapter_on_two_ranks(
     assert other.digest == undisturbed.digest
 
 
-@pytest.mark.parametrize("victim", ["rank", "launcher", "everything"])
-def test_a_run_that_was_killed_goes_on_to_the_same_adapter(
-    undisturbed: Adapter, snapshot: ModelSnapshot, data: EncodedDataset, tmp_path: Path, victim: str
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_adapter(
+    undisturbed: Adapter, snapshot: ModelSnapshot, data: EncodedDataset, tmp_path: Path
 ) -> None:
-    def reached() -> bool:
-        return any(line["step"] >= 8 for line in progress(tmp_path))
-
-    if victim == "everything":
-        code = (
-            "import sys; from pathlib import Path; from tests.test_train import *; "
-            "from gradelora.artifacts import *; train(CONFIG, ModelSnapshot.model_validate_json(sys.argv[1]), "
-            "EncodedDataset.model_validate_json(sys.argv[2]), out=Path(sys.argv[3]), runtime=RUNTIME)"
-        )
-        arguments = [snapshot.model_dump_json(), data.model_dump_json(), str(tmp_path)]
-        stage = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL)
-        assert wait_for(reached, 120)
-        stage.kill()
-        stage.wait()
-        assert wait_for(lambda: not ranks_of(tmp_path)), "ranks outlived the process that started them"
-    else:
-
-        def kill() -> None:
-            rank = ranks_of(tmp_path)[-1]
-            parent = int(Path(f"/proc/{rank}/stat").read_text().rpartition(")")[2].split()[1])
-            os.kill(rank if victim == "rank" else parent, signal.SIGKILL)
-
-        killer = when(reached, kill)
-        with pytest.raises(RankLost):
-            train(CONFIG, snapshot, data, out=tmp_path, runtime=RUNTIME)
-        killer.join()
-        assert wait_for(lambda: not ranks_of(tmp_path))
-    before = [line["step"] for line in progress(tmp_path)]
-    resumed = train(CONFIG, snapshot, data, out=tmp_path, runtime=RUNTIME)
-    assert resumed.digest == undisturbed.digest
-    again = [line["step"] for line in progress(tmp_path)][len(before) :]
-    assert 6 < again[0] <= before[-1] + 1
+    """`python -m bench.kill_training --moments 20` does more of it."""
+    (chain,) = kill_chains(snapshot, data, tmp_path, moments=4, a_chain=4, seed=1)
+    assert {moment.victim for moment in chain.moments} == set(VICTIMS)
+    assert all(moment.resumed in (None, moment.sealed + 1) for moment in chain.moments), chain.moments
+    assert all(moment.lost <= SAVED_EVERY for moment in chain.moments if moment.damage == "none"), chain.moments
+    assert chain.adapter.digest == undisturbed.digest
 
 
 def test_a_damaged_newest_checkpoint_still_leads_to_the_same_adapter(
@@ -205,6 +122,22 @@ def test_a_run_cut_off_after_its_last_step_trains_nothing_again(
     assert [path.read_bytes() for path in results] == first
     assert len(progress(tmp_path)) == lines
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_run_that_its_budget_stops_is_sealed_there_and_goes_on_to_the_same_adapter(
+    undisturbed: Adapter, snapshot: ModelSnapshot, data: EncodedDataset, tmp_path: Path
+) -> None:
+    (tmp_path / "aside").mkdir()
+    # An evaluation takes an hour: step 3, the first that evaluates, does not fit into half of one.
+    (tmp_path / "aside" / PACE).write_text(Pace(evaluation=3600).model_dump_json())
+    short, long = (Runtime(threads=1, budget_hours=hours) for hours in (0.5, 100))
+    with pytest.raises(BudgetReached, match=r"step 2 of 12 is sealed.*raise runtime.budget_hours"):
+        train(CONFIG, snapshot, data, out=tmp_path, runtime=short)
+    assert seals.newest(tmp_path / "checkpoints", world_size=2, identity=identity_of(tmp_path)) is not None
+    before = len(progress(tmp_path))
+    assert train(CONFIG, snapshot, data, out=tmp_path, runtime=long).digest == undisturbed.digest
+    assert progress(tmp_path)[before]["step"] == 3
+    assert len(list(Ledger(tmp_path).folder.glob("*.json"))) == 2
 
 
 def test_sigterm_to_the_stage_leaves_no_process(snapshot: ModelSnapshot, data: EncodedDataset, tmp_path: Path) -> None:

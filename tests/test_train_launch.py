@@ -12,8 +12,9 @@ import pytest
 from gradelora.artifacts import EncodedDataset, ModelSnapshot
 from gradelora.config import Runtime, TrainConfig
 from gradelora.errors import BadData, NotEnoughGpus
-from gradelora.train import command, environment, train
+from gradelora.train import train
 from gradelora.train.job import Job
+from gradelora.train.launching import command, environment
 from gradelora.train.zero import deepspeed_json
 from tests.tiny_data import save_encoded, snapshot_of
 
@@ -94,7 +95,9 @@ def test_more_processes_than_gpus_are_refused(
         ({"gradient_checkpointing": True, "answers_per_row": 1, "weights": "bf16"}, "encode.max_length"),
     ],
 )
-def test_advice_when_memory_runs_out_names_the_next_setting(values: dict[str, Any], advice: str) -> None:
+def test_advice_when_memory_runs_out_names_the_next_setting(
+    values: dict[str, Any], advice: str, data: EncodedDataset
+) -> None:
     from gradelora.train.rank import memory_advice
 
     job = Job(
@@ -102,11 +105,14 @@ def test_advice_when_memory_runs_out_names_the_next_setting(values: dict[str, An
         snapshot=Path("s"),
         repo_id="a/b",
         commit="c",
-        data=Path("d"),
-        data_digest="e",
-        pad_token_id=0,
+        data=data,
         out=Path("o"),
         dataloader_workers=0,
+        evaluate_rows=1,
+        budget_s=None,
+        spent_s=0,
+        started=0,
+        report_to=(),
         launcher_pid=1,
     )
     assert advice in memory_advice(job)

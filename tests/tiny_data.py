@@ -9,6 +9,12 @@ from datasets import Dataset, Features, List, Value
 from gradelora.artifacts import EncodedDataset, ModelSnapshot, SplitCounts
 
 END = 3
+CANDIDATES = {
+    "max_score": 3.0,
+    "step": 1.0,
+    "scores": [0.0, 1.0, 2.0, 3.0],
+    "targets": [[4 + score, END] for score in range(4)],
+}
 FEATURES = Features(
     {
         "item_id": Value("string"),
@@ -60,7 +66,7 @@ def save_encoded(
     for split, items in rows.items():
         columns = {name: [item[name] for item in items] for name in FEATURES}
         Dataset.from_dict(columns, features=FEATURES).save_to_disk(folder / split, num_shards=1)
-    (folder / "candidates.json").write_text(json.dumps({}))
+    (folder / "candidates.json").write_text(json.dumps({f"{q:016x}": CANDIDATES for q in range(questions)}))
     lengths = [len(item["input_ids"]) for items in rows.values() for item in items]  # type: ignore[arg-type]
     return EncodedDataset.collect(
         folder,

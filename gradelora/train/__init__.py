@@ -4,10 +4,12 @@ This module launches the ranks (gradelora.train.rank) and outlives them; it impo
 heavy.  A run cut off goes on from its newest sealed checkpoint.
 """
 
+import contextlib
 import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,16 +19,26 @@ from gradelora import launch
 from gradelora.artifacts import ASIDE, Adapter, EncodedDataset, ModelSnapshot
 from gradelora.child import Failure
 from gradelora.config import Runtime, TrainConfig
-from gradelora.errors import BadData, ChildFailed, MissingTool, NotEnoughGpus, RankLost, by_name
-from gradelora.hardware import gpu_bytes, missing_tools, tool_path
+from gradelora.errors import (
+    BadConfig,
+    BadData,
+    BudgetReached,
+    ChildFailed,
+    MissingTool,
+    NotEnoughGpus,
+    RankLost,
+    by_name,
+)
+from gradelora.hardware import gpu_bytes, missing_tools
+from gradelora.nodes import Place
+from gradelora.trackers import check_trackers
 from gradelora.train.job import FAILURE, RESULT, Job, Result
+from gradelora.train.launching import command, environment
+from gradelora.train.ledger import Ledger
 from gradelora.train.seals import FOLDER
 
-VERSION = 1
+VERSION = 2
 RESUMES = True
-
-# DeepSpeed compiles one small operator, once a machine.
-DEFAULT_EXTENSIONS = Path("~/.cache/gradelora/torch_extensions")
 
 
 def train(
@@ -34,43 +46,94 @@ def train(
 ) -> Adapter:
     """Train on the train split; validation loss is recorded where there is a validation split.
 
-    Raises BadData, MissingTool or NotEnoughGpus before any work, RankLost where a process died,
-    ChildFailed at the deadline, and by its name whatever a rank raised.
+    Raises BadConfig, BadData, MissingTool or NotEnoughGpus before any work, RankLost where a process died,
+    BudgetReached sealed where runtime.budget_hours or budget_cost ends, ChildFailed at the deadline, and
+    by its name whatever a rank raised.
     """
-    _check(config, data)
+    place = Place.of(runtime)
+    if place.rank:
+        raise BadConfig(
+            f"this machine is node {place.rank} of {place.nodes}: the flow runs on node 0; run `gradelora train` here"
+        )
     aside = out / ASIDE
-    aside.mkdir(parents=True, exist_ok=True)
     for stale in (aside / RESULT, aside / FAILURE):
         stale.unlink(missing_ok=True)
-    job = Job(
-        config=config,
-        snapshot=snapshot.path.absolute(),
-        repo_id=snapshot.repo_id,
-        commit=snapshot.commit,
-        data=data.path.absolute(),
-        data_digest=data.digest,
-        pad_token_id=data.pad_token_id,
-        out=out.absolute(),
-        dataloader_workers=runtime.dataloader_workers,
-        launcher_pid=os.getpid(),
-    )
-    request = aside / "job.json"
-    request.write_text(job.model_dump_json())
-    with _cancellable():
-        _launch(config, runtime, request, aside)
+    _run_ranks(config, snapshot, data, out, runtime, place)
     result = Result.model_validate_json((aside / RESULT).read_text())
     shutil.rmtree(out / FOLDER, ignore_errors=True)
     return Adapter.collect(out, repo_id=snapshot.repo_id, commit=snapshot.commit, **result.model_dump())
 
 
-def _check(config: TrainConfig, data: EncodedDataset) -> None:
+def join(config: TrainConfig, snapshot: ModelSnapshot, data: EncodedDataset, *, out: Path, runtime: Runtime) -> None:
+    """Train as another node than the first, in the folder `out` that node 0 fills; it alone makes the adapter.
+
+    Raises as `train` does.
+    """
+    _run_ranks(config, snapshot, data, out, runtime, Place.of(runtime))
+
+
+def _run_ranks(
+    config: TrainConfig, snapshot: ModelSnapshot, data: EncodedDataset, out: Path, runtime: Runtime, place: Place
+) -> None:
+    """Start this node's ranks and wait for them."""
+    _check(config, data, place)
+    check_trackers(runtime.report_to)
+    aside = out / ASIDE
+    aside.mkdir(parents=True, exist_ok=True)
+    ledger = Ledger(out)
+    spent_s = ledger.spent_s()
+    if runtime.budget_s is not None and spent_s >= runtime.budget_s:
+        raise BudgetReached(
+            f"{spent_s / 3600:.4g} of {runtime.budget_s / 3600:.4g} hours are used up; {larger_budget(runtime)}"
+        )
+    job = Job(
+        config=config,
+        snapshot=snapshot.path.absolute(),
+        repo_id=snapshot.repo_id,
+        commit=snapshot.commit,
+        data=data.model_copy(update={"path": data.path.absolute()}),
+        out=out.absolute(),
+        dataloader_workers=runtime.dataloader_workers,
+        evaluate_rows=runtime.evaluate_rows,
+        budget_s=runtime.budget_s,
+        spent_s=spent_s,
+        started=time.monotonic(),
+        report_to=runtime.report_to,
+        launcher_pid=os.getpid(),
+        nodes=place.nodes,
+        collective_timeout_s=runtime.collective_timeout_s,
+    )
+    request = aside / f"job{_suffix(place)}.json"
+    request.write_text(job.model_dump_json())
+    with _cancellable(), contextlib.nullcontext() if place.rank else ledger.running():
+        _launch(config, runtime, request, aside, place)
+
+
+def _suffix(place: Place) -> str:
+    """Files of another node than the first carry its rank: all nodes write into one folder."""
+    return f".{place.rank}" if place.rank else ""
+
+
+def larger_budget(runtime: Runtime) -> str:
+    """How a training goes on that its budget has stopped."""
+    names = [name for name in ("budget_hours", "budget_cost") if getattr(runtime, name) is not None]
+    return f"raise runtime.{' or runtime.'.join(names)} and run again: it goes on from there to the same adapter"
+
+
+def _check(config: TrainConfig, data: EncodedDataset, place: Place) -> None:
+    if config.best != "last" and data.splits.validation == 0:
+        raise BadConfig(
+            f"train.best={config.best}, but {data.path} has no validation item; "
+            "raise validation.split.validation_share, add data, or set train.best=last"
+        )
     if data.splits.train == 0:
         raise BadData(f"{data.path}: no item is left to train on; lower the shares in validation.split or add data")
     if config.device == "cuda":
-        gpus = len(gpu_bytes())
-        if gpus < config.processes:
+        gpus, asked = len(gpu_bytes()), place.local_processes(config)
+        if gpus < asked:
+            on_each = f", {asked} on each of {place.nodes} nodes" if place.nodes > 1 else ""
             raise NotEnoughGpus(
-                f"train.processes={config.processes}, but this machine has {gpus} CUDA GPUs; "
+                f"train.processes={config.processes}{on_each}, but this machine has {gpus} CUDA GPUs; "
                 "lower train.processes, or set train.device=cpu"
             )
     if config.parallel != "layers" and config.device == "cpu":
@@ -82,57 +145,21 @@ def _check(config: TrainConfig, data: EncodedDataset) -> None:
             )
 
 
-def command(config: TrainConfig, request: Path) -> list[str]:
-    """How the ranks are started: torchrun, the deepspeed launcher, or one plain process."""
-    program = ["-m", "gradelora.train.rank", str(request)]
-    if config.parallel == "layers":
-        return launch.python(*program)
-    if config.launcher == "deepspeed":
-        count = ["--num_gpus" if config.device == "cuda" else "--num_accelerators", str(config.processes)]
-        return launch.python("-m", "deepspeed.launcher.runner", *count, "--module", *program[1:])
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(config.processes)]
-    return launch.python(*torchrun, *program)
-
-
-def environment(config: TrainConfig, runtime: Runtime) -> dict[str, str]:
-    """The ranks' environment: threads that add up to the cores, a fixed place for compiled operators."""
-    threads = runtime.threads or max(1, (os.cpu_count() or 1) // config.processes)
-    env = {
-        **os.environ,
-        **environment_of_tools(),
-        "OMP_NUM_THREADS": str(threads),
-        # Nothing here may reach for the Hub: all files are in the snapshot.
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONUNBUFFERED": "1",
-    }
-    if config.device == "cuda":
-        env.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    else:
-        # Also where there are GPUs: DeepSpeed would take them.
-        env |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    return env
-
-
-def environment_of_tools() -> dict[str, str]:
-    """Where compilers are found and where compiled operators are kept."""
-    folder = os.environ.get("TORCH_EXTENSIONS_DIR", str(DEFAULT_EXTENSIONS.expanduser()))
-    return {"PATH": tool_path(), "TORCH_EXTENSIONS_DIR": folder}
-
-
-def _launch(config: TrainConfig, runtime: Runtime, request: Path, aside: Path) -> None:
+def _launch(config: TrainConfig, runtime: Runtime, request: Path, aside: Path, place: Place) -> None:
     try:
         launch.run(
-            command(config, request),
-            log=aside / "ranks.log",
-            env=environment(config, runtime),
+            command(config, request, place, runtime.node_timeout_s),
+            log=aside / f"ranks{_suffix(place)}.log",
+            env=environment(config, runtime, place),
             deadline_s=runtime.train_deadline_s,
             on_line=print,
         )
     except ChildFailed as error:
         if (aside / FAILURE).exists():
             failure = Failure.model_validate_json((aside / FAILURE).read_text())
-            raise by_name(failure.error)(failure.message) from error
+            kind = by_name(failure.error)
+            remedy = f"; {larger_budget(runtime)}" if kind is BudgetReached else ""
+            raise kind(failure.message + remedy) from error
         if "passed its deadline" in str(error):
             raise
         raise RankLost(f"training process lost: {error}") from error

@@ -2,7 +2,7 @@
 
 import os
 
-from gradelora.train import environment_of_tools
+from gradelora.train.launching import environment_of_tools
 from gradelora.train.setup import compile_operator
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from gradelora.artifacts import Frozen, canonical_json, sha256_text
+from gradelora.artifacts import EncodedDataset, Frozen, canonical_json, sha256_text
 from gradelora.config import TrainConfig
 
 RESULT = "result.json"
@@ -12,23 +12,34 @@ HISTORY = "history.json"
 
 
 class Job(Frozen):
-    """One training run; `out` is the stage's folder, `launcher_pid` the process without which it is pointless."""
+    """One training run; `out` is the stage's folder, `launcher_pid` the process without which it is pointless.
+
+    `spent_s` are the seconds of earlier attempts, `started` is this one's start on the machine's
+    monotonic clock.
+
+    Each node has a file of its own, which differs in paths and pid alone.
+    """
 
     config: TrainConfig
     snapshot: Path
     repo_id: str
     commit: str
-    data: Path
-    data_digest: str
-    pad_token_id: int
+    data: EncodedDataset
     out: Path
     dataloader_workers: int
+    evaluate_rows: int
+    budget_s: float | None
+    spent_s: float
+    started: float
+    report_to: tuple[str, ...]
     launcher_pid: int
+    nodes: int = 1
+    collective_timeout_s: float = 600
 
     @property
     def identity(self) -> str:
         """What a checkpoint must agree on to be resumed from."""
-        facts = [self.config.model_dump(mode="json"), self.repo_id, self.commit, self.data_digest]
+        facts = [self.config.model_dump(mode="json"), self.repo_id, self.commit, self.data.digest]
         return sha256_text(canonical_json(facts))
 
 
@@ -39,3 +50,4 @@ class Result(Frozen):
     total_parameters: int
     steps: int
     final_loss: float
+    chosen_step: int | None

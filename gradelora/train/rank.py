@@ -11,12 +11,13 @@ import threading
 import time
 import traceback
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from gradelora.artifacts import ASIDE
 from gradelora.child import Failure
-from gradelora.errors import GradeloraError, NotEnoughMemory
+from gradelora.errors import BudgetReached, GradeloraError, NotEnoughMemory
 from gradelora.train import seals
 from gradelora.train.job import FAILURE, PROGRESS, RESULT, Job, Result
 
@@ -109,7 +110,12 @@ def run(job: Job) -> None:
     # Each rank its own dropout; the adapter's first values were the same on all.
     torch.manual_seed(job.config.seed * 1000 + arguments.process_index)
     resume = newest_checkpoint(job, arguments)
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    if resume:
+        trainer.restore(resume)
+    if not trainer.choice.exhausted(trainer.state.log_history):
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    if trainer.budget and trainer.budget.reached:
+        raise BudgetReached(trainer.budget.reached)
     finish(job, trainer, counts)
     if distributed:
         torch.distributed.barrier()
@@ -131,6 +137,7 @@ def init_distributed(job: Job) -> None:
     """The process group, before any model exists; DeepSpeed's operator is compiled by one process at a time."""
     import deepspeed
 
+    from gradelora.train.meeting import meet
     from gradelora.train.setup import compile_operator
 
     backend = "nccl" if job.config.device == "cuda" else "gloo"
@@ -139,36 +146,47 @@ def init_distributed(job: Job) -> None:
 
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     compile_operator()
-    deepspeed.init_distributed(backend, verbose=False)
+    deepspeed.init_distributed(backend, verbose=False, timeout=timedelta(seconds=job.collective_timeout_s))
+    if job.nodes > 1:
+        meet(job)
 
 
 def build_trainer(job: Job, model: Any, arguments: Any, plan: Any) -> Any:
     """The trainer with its rows; the first batch is proved before anything is learned from it."""
     from gradelora.model.adapter import parameter_counts
     from gradelora.model.tree import Masking
+    from gradelora.train.budget import Budget
+    from gradelora.train.choice import Choice
     from gradelora.train.collate import RowCollator, prove
+    from gradelora.train.judge import Judge
+    from gradelora.train.progress import Progress
     from gradelora.train.setup import fit_buckets, prepare_checkpointing
-    from gradelora.train.trainer import Progress, RowTrainer
+    from gradelora.train.tracking import Trackers
+    from gradelora.train.trainer import RowTrainer
 
     rank = arguments.process_index
     fit_buckets(arguments, job.config, parameter_counts(model)[0])
     prepare_checkpointing(model, job.config)
     masking = Masking.of(model)
-    collator = RowCollator(plan.items, job.pad_token_id, masking)
+    collator = RowCollator(plan.items, job.data.pad_token_id, masking)
     micro_batches = plan.schedule.of_rank(rank)
     prove(collator(micro_batches[0]), micro_batches[0], collator)
-    progress = Progress(job.out / ASIDE / PROGRESS, lambda step: plan.schedule.tokens(plan.items, step))
+    tokens_of_step = lambda step: plan.schedule.tokens(plan.items, step)  # noqa: E731
+    progress = Progress(job.out / ASIDE / PROGRESS, tokens_of_step, Trackers(job))
     return RowTrainer(
         model=model,
         args=arguments,
         callbacks=[progress],
         collator=collator,
         micro_batches=micro_batches,
-        validation=RowCollator(plan.validation_items, job.pad_token_id, masking),
+        validation=RowCollator(plan.validation_items, job.data.pad_token_id, masking),
         validation_batches=plan.validation.of_rank(rank),
         checkpoints=job.out / seals.FOLDER,
         keep=job.config.keep_checkpoints,
         identity=job.identity,
+        choice=Choice(job.config.best, job.config.patience),
+        judge=Judge.read(job.data, job.evaluate_rows) if job.config.best == "validation_qwk" else None,
+        budget=None if job.budget_s is None else Budget(job, job.budget_s),
     )
 
 
@@ -193,19 +211,23 @@ def finish(job: Job, trainer: Any, counts: tuple[int, int]) -> None:
     """Gather the adapter on all ranks; rank 0 writes adapter, history and result."""
     from gradelora.train.result import adapter_weights, history_of, save_adapter, save_history
 
-    weights = adapter_weights(trainer.model, zero3=job.config.parallel == "zero3")
+    state, choice = trainer.state, trainer.choice
+    weights = trainer.best if choice.by_evaluation else adapter_weights(trainer.model, trainer.is_deepspeed_zero3)
     if not trainer.args.should_save:
         return
     peft_config = trainer.model.peft_config["default"]
     save_adapter(job.out, weights, peft_config, repo_id=job.repo_id, commit=job.commit)
-    history = history_of(trainer.state.log_history)
+    notes = choice.notes(state.log_history, state.global_step, trainer.args.max_steps)
+    history = history_of(state.log_history, notes)
     save_history(job.out, history)
     losses = [entry["loss"] for entry in history if "loss" in entry]
+    standing = choice.standing(state.log_history)
     result = Result(
         trainable_parameters=counts[0],
         total_parameters=counts[1],
-        steps=trainer.state.global_step,
+        steps=state.global_step,
         final_loss=losses[-1],
+        chosen_step=standing.step if standing else None,
     )
     (job.out / ASIDE / RESULT).write_text(result.model_dump_json())
 

@@ -1,6 +1,7 @@
 """The adapter as it leaves training: the same bytes for the same run, wherever it ran."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +50,30 @@ def _plain(value: Any) -> Any:
     return getattr(value, "value", value)
 
 
-def history_of(log: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """The Trainer's log by step: loss, learning_rate, grad_norm, validation_loss; no times."""
-    names = {"loss": "loss", "learning_rate": "learning_rate", "grad_norm": "grad_norm", "eval_loss": "validation_loss"}
-    steps: dict[int, dict[str, float]] = {}
+# As the Trainer calls them, and as history.json does.
+NAMES = {
+    "loss": "loss",
+    "learning_rate": "learning_rate",
+    "grad_norm": "grad_norm",
+    "eval_loss": "validation_loss",
+    "eval_qwk": "validation_qwk",
+}
+Entry = dict[str, float | str]
+
+
+def history_of(log: list[dict[str, Any]], notes: Mapping[int, Mapping[str, str]]) -> list[Entry]:
+    """The Trainer's log by step: the figures of NAMES, and what `notes` say of a step; no times."""
+    steps: dict[int, Entry] = {}
     for entry in log:
-        found = {new: entry[old] for old, new in names.items() if old in entry}
+        found = {new: entry[old] for old, new in NAMES.items() if old in entry}
         if found:
             steps.setdefault(entry["step"], {"step": entry["step"]}).update(found)
+    for step, said in notes.items():
+        steps[step].update(said)
     return [steps[step] for step in sorted(steps)]
 
 
-def save_history(folder: Path, history: list[dict[str, float]]) -> None:
+def save_history(folder: Path, history: list[Entry]) -> None:
     """One JSON list, an entry a line."""
     lines = ",\n".join(json.dumps(entry) for entry in history)
     (folder / HISTORY).write_text(f"[\n{lines}\n]\n", encoding="utf-8")

@@ -30,7 +30,7 @@ class Plans:
 def plans(job: Job) -> Plans:
     """The whole run's rows and those of one validation; both depend on the job alone."""
     config = job.config
-    items, held_out = Items.read(job.data / "train"), Items.read(job.data / "validation")
+    items, held_out = Items.read(job.data.path / "train"), Items.read(job.data.path / "validation")
     most = RowLimits(config.answers_per_row, config.tokens_per_row)
     run = plan_run(
         items,
@@ -60,7 +60,7 @@ def training_arguments(job: Job, steps: int) -> Any:
     schedule_name = config.schedule
     if schedule_name == "constant" and config.warmup_steps:
         schedule_name = "constant_with_warmup"  # type: ignore[assignment]
-    validates = (job.data / "validation").is_dir() and len(Items.read(job.data / "validation")) > 0
+    validates = job.data.splits.validation > 0
     return TrainingArguments(
         output_dir=str(job.out / seals.FOLDER),
         use_cpu=config.device == "cpu",

@@ -1,23 +1,27 @@
 """The Trainer's loop with our rows, our loss positions and our sealed checkpoints."""
 
-import json
-import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerControl, TrainerState
 
 from gradelora.rows import Row
 from gradelora.train import seals
+from gradelora.train.budget import Budget
+from gradelora.train.choice import Choice
 from gradelora.train.collate import IGNORED, RowCollator
+from gradelora.train.judge import Judge
+from gradelora.train.result import adapter_weights
 
 TRAINER_STATE = "trainer_state.json"
+BEST = "best_adapter.safetensors"
 
 
 def barrier() -> None:
@@ -27,7 +31,10 @@ def barrier() -> None:
 
 
 class RowTrainer(Trainer):
-    """Trains on planned micro-batches; evaluates the mean loss over all validation targets."""
+    """Trains on planned micro-batches; evaluates the mean loss over all validation targets, and QWK with a `judge`.
+
+    `best` is the adapter of the best evaluation so far where `choice` wants that; it lies in every checkpoint.
+    """
 
     control: TrainerControl
 
@@ -41,11 +48,18 @@ class RowTrainer(Trainer):
         checkpoints: Path,
         keep: int,
         identity: str,
+        choice: Choice,
+        judge: Judge | None,
+        budget: Budget | None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, train_dataset=list(micro_batches), eval_dataset=list(validation_batches), **kwargs)
         self.collator, self.validation = collator, validation
         self.checkpoints, self.keep, self.identity = checkpoints, keep, identity
+        self.choice, self.judge, self.budget = choice, judge, budget
+        self.best: dict[str, torch.Tensor] | None = None
+        if budget is not None:
+            self.add_callback(budget)
         self.model_accepts_loss_kwargs = True
         for printing in (PrinterCallback, ProgressCallback):
             self.remove_callback(printing)
@@ -72,10 +86,44 @@ class RowTrainer(Trainer):
         return 0
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Mean loss over all targets of the validation split, on all ranks."""
-        model = self.model_wrapped
-        was_training = model.training
-        model.eval()
+        """Judge the validation split on all ranks, keep the adapter if it is the best, stop when none gets better."""
+        began = time.monotonic()
+        was_training = self.model_wrapped.training
+        self.model_wrapped.eval()
+        metrics = {"eval_loss": self._validation_loss(self.model_wrapped)}
+        if self.judge is not None:
+            rank, ranks = self.args.process_index, self.args.world_size
+            metrics["eval_qwk"] = self.judge.qwk(self.model, rank=rank, ranks=ranks)
+        self.model_wrapped.train(was_training)
+        self.log(metrics)
+        # It also clears the wish to evaluate, which would else be fulfilled again when the run ends.
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._choose()
+        if self.budget is not None:
+            self.budget.took("evaluation", time.monotonic() - began)
+        return metrics
+
+    def _choose(self) -> None:
+        standing = self.choice.standing(self.state.log_history)
+        if standing is not None and standing.step == self.state.global_step:
+            self.best = adapter_weights(self.model, zero3=self.is_deepspeed_zero3)
+        if self.choice.exhausted(self.state.log_history):
+            self.control.should_training_stop = self.control.should_save = True
+
+    @property
+    def is_deepspeed_zero3(self) -> bool:
+        """Whether the adapter is spread over the ranks."""
+        plugin = self.accelerator.state.deepspeed_plugin
+        return plugin is not None and plugin.zero_stage == 3
+
+    def restore(self, checkpoint: Path) -> None:
+        """What a checkpoint says before training goes on: the log, and the best adapter on rank 0."""
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
+        if self.args.should_save and (checkpoint / BEST).exists():
+            self.best = load_file(checkpoint / BEST)
+
+    def _validation_loss(self, model: Any) -> float:
+        """Mean loss over all targets."""
         total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         with torch.no_grad():
             for micro in self.eval_dataset:
@@ -84,17 +132,13 @@ class RowTrainer(Trainer):
                 loss = self.compute_loss(model, batch, num_items_in_batch=torch.ones((), device=self.args.device))
                 # compute_loss scales by the ranks, because gradients are averaged over them.
                 total += torch.stack([loss.double() / self.accelerator.num_processes, count.double()])
-        model.train(was_training)
         if dist.is_initialized():
             dist.all_reduce(total)
-        metrics = {"eval_loss": (total[0] / total[1]).item()}
-        self.log(metrics)
-        # It also clears the wish to evaluate, which would else be fulfilled again when the run ends.
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        return (total[0] / total[1]).item()
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ARG002
         """All ranks write, rank 0 seals, older ones go only then."""
+        began = time.monotonic()
         folder = seals.folder_of(self.checkpoints, self.state.global_step)
         folder.mkdir(parents=True, exist_ok=True)
         if not self.is_deepspeed_enabled:
@@ -104,54 +148,13 @@ class RowTrainer(Trainer):
         self._save_rng_state(str(folder))
         if self.args.should_save:
             self.state.save_to_json(str(folder / TRAINER_STATE))
+            if self.best is not None:
+                save_file(self.best, folder / BEST)
         barrier()
         if self.args.should_save:
             world_size = self.args.world_size
             seals.seal(folder, step=self.state.global_step, world_size=world_size, identity=self.identity)
             seals.prune(self.checkpoints, self.keep)
         barrier()
-
-
-class Progress(TrainerCallback):
-    """One line of JSON a step to `path`, one sentence a twentieth of the run to the log; rank 0 alone."""
-
-    def __init__(self, path: Path, tokens_of_step: Callable[[int], int]) -> None:
-        self.path, self.tokens_of_step = path, tokens_of_step
-        self.started = self.last = time.monotonic()
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: Any,  # noqa: ARG002
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        """Called after every step and every validation."""
-        if not state.is_world_process_zero or not logs or not {"loss", "eval_loss"} & set(logs):
-            return
-        now = time.monotonic()
-        step = state.global_step
-        line: dict[str, Any] = {"step": step, "steps": state.max_steps, "seconds": round(now - self.started, 3)}
-        if "loss" in logs:
-            line |= {name: logs[name] for name in ("loss", "learning_rate", "grad_norm") if name in logs}
-            line["tokens_per_s"] = round(self.tokens_of_step(step - 1) / max(now - self.last, 1e-9), 1)
-            line["peak_memory_bytes"] = _peak_bytes(args)
-        else:
-            line["validation_loss"] = logs["eval_loss"]
-        self.last = now
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        if "eval_loss" in logs:
-            print(f"step {step}/{state.max_steps}: validation loss {logs['eval_loss']:.4f}", flush=True)
-        elif step in (1, state.max_steps) or step % max(1, state.max_steps // 20) == 0:
-            print(
-                f"step {step}/{state.max_steps}: loss {logs['loss']:.4f}, {line['tokens_per_s']} tokens/s", flush=True
-            )
-
-
-def _peak_bytes(args: TrainingArguments) -> int:
-    """Most memory ever held: of the GPU where there is one, else of this process."""
-    if args.device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated())
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        if self.budget is not None:
+            self.budget.took("seal", time.monotonic() - began)
