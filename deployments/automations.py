@@ -14,7 +14,8 @@ from prefect.events.schemas.automations import Automation, AutomationCore, Event
 
 from gradelora.errors import BadConfig
 
-# prefect.yaml has runs send a heartbeat every 30 s: ten of them may be lost before a run counts as dead.
+# prefect.yaml has every run of a deployment send a heartbeat each 30 s (Prefect's default is 180): ten of
+# them may be lost before a run counts as dead.
 SILENCE = timedelta(minutes=5)
 # A run that crashes whenever it is started must not be started for ever.
 ONCE_IN = timedelta(hours=6)
@@ -34,7 +35,7 @@ def recovery() -> list[AutomationCore]:
         _automation(
             "dead runs are marked Crashed",
             f"No heartbeat and no end for {SILENCE.seconds // 60} min: machine, worker or engine are gone.",
-            _trigger({heartbeat}, Posture.Proactive, SILENCE, after={heartbeat}, ends=ENDS),
+            _trigger({heartbeat}, Posture.Proactive, SILENCE, after={heartbeat}, ends=ENDS, related=[DEPLOYED]),
             ChangeFlowRunState(
                 state=StateType.CRASHED, name="Crashed", message=f"no heartbeat for {SILENCE.seconds // 60} minutes"
             ),

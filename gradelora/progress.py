@@ -11,8 +11,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gradelora.store import Obtained
 
-# "step 12/150: ...", "30 of 128 answers", "fetch: 41.0 %"
-DONE_OF_TOTAL = re.compile(r"(\d+)(?:/| of )(\d+)")
+# "step 12/150: ...", "30 of 128 answers", "sealed model-00003-of-00015.safetensors", "fetch: 41.0 %"
+DONE_OF_TOTAL = re.compile(r"(\d+)(?:/| of |-of-)(\d+)")
 PERCENT = re.compile(r"(\d+(?:\.\d+)?) ?%")
 
 

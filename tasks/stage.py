@@ -84,11 +84,13 @@ def obtain(
     config: Frozen,
     *inputs: Artifact,
     on_line: Callable[[str], None] | None = None,
+    show: Callable[[A], None] = lambda _: None,
     gpu: bool = False,
 ) -> Obtained[A]:
     """The stage's artifact from the store, or built now; the task ends as Cached or Completed.
 
     `on_line` is told each line that the stage's child process prints; the run's log by default.
+    `show` is given the artifact, also where it was cached, to draw it in the UI.
     `gpu` holds the machine's one training slot, and only where work is to be done.
     """
     told = on_line or get_run_logger().info
@@ -110,6 +112,7 @@ def obtain(
         context.copy().run(logger.warning, text)
 
     obtained = Store.of(run.store, warn).obtain(stage, config, *inputs, runtime=run.runtime, run=work)
+    show(obtained.artifact)
     name = "Cached" if obtained.cached else "Completed"
     # Prefect takes a returned state as the task's own and hands its data to the caller.
     return cast("Obtained[A]", Completed(name=name, message=obtained.why, data=obtained))

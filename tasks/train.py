@@ -5,10 +5,18 @@ from gradelora.config import RunConfig
 from gradelora.errors import RankLost
 from gradelora.store import Obtained
 from gradelora.train import train as stage
+from tasks.shown import Progress, show_losses
 from tasks.stage import obtain, only, stage_task
 
 
 @stage_task(retries=1, retry_delay_seconds=15, retry_condition_fn=only(RankLost))
 def train(run: RunConfig, snapshot: Obtained[ModelSnapshot], data: Obtained[EncodedDataset]) -> Obtained[Adapter]:
     """A PEFT adapter, trained by DeepSpeed ranks that this process only launches."""
-    return obtain(run, stage, run.train, snapshot.artifact, data.artifact, gpu=True)
+    progress = Progress(f"{run.name}-train")
+
+    def show(adapter: Adapter) -> None:
+        progress.done()
+        show_losses(run.name, adapter)
+
+    inputs = (snapshot.artifact, data.artifact)
+    return obtain(run, stage, run.train, *inputs, on_line=progress, show=show, gpu=True)

@@ -1,0 +1,147 @@
+"""The deployments registered on the tests' server, a worker, and what a client sees of their runs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from gradelora.store import read_receipt
+from tests.conftest import ROOT, Bench, end, wait_for
+
+POOL = "gradelora"
+ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+
+
+@contextmanager
+def deployed(bench: Bench) -> Iterator["Deployed"]:
+    """Everything registered as `make up` does it, and a worker that looks for runs every second."""
+    done = bench.server.run("deployments.registration")
+    assert done.returncode == 0, done.stdout + done.stderr
+    switch_watch(bench, on=False)
+    with (bench.folder / "worker.log").open("w") as log:
+        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL]
+        env = {**bench.server.env, "PREFECT_WORKER_QUERY_SECONDS": "1"}
+        process = subprocess.Popen(command, env=env, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            yield Deployed(bench, process)
+        finally:
+            end(process)
+
+
+def switch_watch(bench: Bench, *, on: bool) -> None:
+    """The schedule of land/watch, which would look at data of its own beside a test's."""
+    url = bench.server.url
+    watch = httpx.get(f"{url}/deployments/name/land/watch", timeout=60).json()
+    (schedule,) = watch["schedules"]
+    address = f"{url}/deployments/{watch['id']}/schedules/{schedule['id']}"
+    httpx.patch(address, json={"active": on}, timeout=60).raise_for_status()
+
+
+@dataclass
+class Deployed:
+    """A bench whose flows are run by a worker."""
+
+    bench: Bench
+    worker: "subprocess.Popen[Any]"
+
+    @property
+    def log(self) -> str:
+        """The end of what the worker and its runs said."""
+        return (self.bench.folder / "worker.log").read_text()[-6000:]
+
+    def start(self, *overrides: str, deployment: str = "finetune/demo", **parameters: Any) -> str:
+        """The id of a new run with the bench's places."""
+        given = {"overrides": self.bench.overrides(*overrides), **parameters}
+        command = ["prefect", "deployment", "run", deployment]
+        done = self.bench.server.run(*command, *(f"--param={k}={json.dumps(v)}" for k, v in given.items()))
+        assert done.returncode == 0, done.stdout + done.stderr
+        return str(self.runs()[0]["id"])
+
+    def run(self, *overrides: str, deployment: str = "finetune/demo", **parameters: Any) -> Any:
+        """The same, to its end."""
+        return self.ended(self.start(*overrides, deployment=deployment, **parameters))
+
+    def ended(self, run_id: str, seconds: float = 400) -> Any:
+        """The run once it has ended."""
+        wait_for(lambda: self.read(run_id)["state_type"] in ENDED, seconds, f"run {run_id} did not end\n{self.log}")
+        return self.read(run_id)
+
+    def read(self, run_id: str) -> Any:
+        return self.post("/flow_runs/filter", {"flow_runs": {"id": {"any_": [run_id]}}})[0]
+
+    def runs(self, flow: str | None = None) -> Any:
+        """All runs, the newest first."""
+        chosen = {"flows": {"name": {"any_": [flow]}}} if flow else {}
+        found = self.post("/flow_runs/filter", {"sort": "EXPECTED_START_TIME_DESC", **chosen})
+        return [r for r in found if r["auto_scheduled"] is False]
+
+    def task_states(self, run_id: str) -> dict[str, str]:
+        """Task name to state name; of a run that was retried, its last attempt."""
+        body = {"flow_runs": {"id": {"any_": [run_id]}}, "sort": "EXPECTED_START_TIME_ASC"}
+        tasks = self.post("/task_runs/filter", body)
+        return {r["name"].rpartition("-")[0] or r["name"]: r["state_name"] for r in tasks}
+
+    def artifacts(self, run_id: str) -> dict[str, Any]:
+        found = self.post("/artifacts/filter", {"flow_runs": {"id": {"any_": [run_id]}}, "sort": "UPDATED_DESC"})
+        return {a["key"]: a for a in reversed(found)}
+
+    def post(self, path: str, body: Any) -> Any:
+        answer = httpx.post(f"{self.bench.server.url}{path}", json=body, timeout=60)
+        answer.raise_for_status()
+        return answer.json() if answer.content else None
+
+    def deployment(self, name: str) -> Any:
+        answer = httpx.get(f"{self.bench.server.url}/deployments/name/{name}", timeout=60)
+        answer.raise_for_status()
+        return answer.json()
+
+    def set_parameters(self, name: str, parameters: dict[str, Any]) -> None:
+        """What a run that a trigger or a schedule starts will be given."""
+        found = self.deployment(name)
+        body = {"parameters": {**found["parameters"], **parameters}}
+        httpx.patch(f"{self.bench.server.url}/deployments/{found['id']}", json=body, timeout=60).raise_for_status()
+
+
+def processes(*words: str) -> dict[int, str]:
+    """Pid to command line of every process whose command line holds all the words."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if all(word in command for word in words):
+            found[int(entry.parent.name)] = command
+    return found
+
+
+def ranks(folder: Path) -> dict[int, str]:
+    """Training processes that work in this folder."""
+    return processes("gradelora.train.rank", str(folder))
+
+
+def kill_engine(folder: Path, stage: str) -> bool:
+    """SIGKILL the flow's process while it runs `stage` in `folder`; False where it does not."""
+    for child in processes("gradelora.child", f"{folder}", f"/{stage}/."):
+        try:
+            parent = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
+            if parent > 1:
+                os.kill(parent, signal.SIGKILL)
+                return True
+        except (OSError, ValueError):
+            continue
+    return False
+
+
+def adapter_digest(store: Path) -> str:
+    """Of the only adapter in a store."""
+    (folder,) = [p for p in (store / "train").iterdir() if not p.name.startswith(".")]
+    return read_receipt(folder).digest
