@@ -33,20 +33,13 @@ class Place(Frozen):
 
     def local_processes(self, config: TrainConfig) -> int:
         """Ranks on this machine.  Raises BadConfig where the ranks cannot be spread evenly."""
-        each, left = divmod(config.processes, self.nodes)
-        if left or (config.parallel == "layers" and self.nodes > 1):
-            why = "parallel=layers is one process" if config.parallel == "layers" else "not the same number on each"
-            raise BadConfig(
-                f"train.processes={config.processes} on {self.nodes} nodes: {why}; "
-                f"set train.processes to a multiple of {self.nodes}, one a GPU, and train.parallel=zero2 or zero3"
-            )
-        return each
+        return processes_on_each(config, self.nodes)
 
     @classmethod
     def of(cls, runtime: Runtime) -> Self:
         """The place that settings, hostfile and environment give this machine.  Raises BadConfig."""
         hosts = read_hostfile(runtime.hostfile) if runtime.hostfile else ()
-        nodes = len(hosts) or runtime.nodes
+        nodes = number_of_nodes(runtime)
         if nodes == 1:
             return cls()
         rank = _rank(runtime, hosts)
@@ -60,6 +53,23 @@ class Place(Frozen):
         host, _, port = meeting.partition(":")
         peer = next((other for number, other in enumerate(hosts) if number != rank), None)
         return cls(nodes=nodes, rank=rank, host=host, port=int(port or PORT), peer=peer)
+
+
+def number_of_nodes(runtime: Runtime) -> int:
+    """How many machines train together; it can be told on any machine.  Raises BadConfig."""
+    return len(read_hostfile(runtime.hostfile)) if runtime.hostfile else runtime.nodes
+
+
+def processes_on_each(config: TrainConfig, nodes: int) -> int:
+    """Ranks on each of the nodes.  Raises BadConfig where they cannot be spread evenly."""
+    each, left = divmod(config.processes, nodes)
+    if left or (config.parallel == "layers" and nodes > 1):
+        why = "parallel=layers is one process" if config.parallel == "layers" else "not the same number on each"
+        raise BadConfig(
+            f"train.processes={config.processes} on {nodes} nodes: {why}; "
+            f"set train.processes to a multiple of {nodes}, one a GPU, and train.parallel=zero2 or zero3"
+        )
+    return each
 
 
 def read_hostfile(path: Path) -> tuple[str, ...]:

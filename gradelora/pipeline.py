@@ -27,7 +27,9 @@ from gradelora.encode import encode
 from gradelora.evaluate import evaluate
 from gradelora.fetch import fetch
 from gradelora.hub import HubClient
+from gradelora.joining import join_node_0
 from gradelora.merge import merge
+from gradelora.nodes import Place
 from gradelora.preflight import Plan, preflight
 from gradelora.records import collect_data_files
 from gradelora.resolve import resolve
@@ -48,7 +50,7 @@ class Pipeline:
         on_line: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.run = run
-        self.store = Store(run.store.root)
+        self.store = Store.of(run.store, on_line)
         self._on_obtained, self._on_line = on_obtained, on_line
 
     @cached_property
@@ -91,6 +93,8 @@ class Pipeline:
         """The trained adapter; the plan, the data and the tokens come before the weights."""
         _ = self.plan
         encoded = self.encoded
+        if Place.of(self.run.runtime).rank:
+            return join_node_0(self.store, self.run, self.snapshot, encoded, self._on_obtained)
         return self._obtain(train, self.run.train, self.snapshot, encoded)
 
     @cached_property

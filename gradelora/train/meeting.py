@@ -13,6 +13,8 @@ from gradelora.train.job import Job
 
 # A network file system may show another machine's new file late.
 PATIENCE_S = 10.0
+# Of the time that the others, who see it at once, wait for this answer.
+PATIENCE_SHARE = 0.3
 
 
 def meet(job: Job) -> None:
@@ -30,7 +32,8 @@ def meet(job: Job) -> None:
     dist.broadcast_object_list(told, src=0)
     assert told[0] is not None
     name, identity = told[0]
-    mine = (socket.gethostname(), job.identity == identity, _appears(job.out / ASIDE / name))
+    patience_s = min(PATIENCE_S, PATIENCE_SHARE * job.collective_timeout_s)
+    mine = (socket.gethostname(), job.identity == identity, _appears(job.out / ASIDE / name, patience_s))
     found: list[tuple[str, bool, bool]] = [mine] * dist.get_world_size()
     dist.all_gather_object(found, mine)
     if rank == 0:
@@ -49,8 +52,8 @@ def meet(job: Job) -> None:
         )
 
 
-def _appears(path: Path) -> bool:
-    until = time.monotonic() + PATIENCE_S
+def _appears(path: Path, patience_s: float) -> bool:
+    until = time.monotonic() + patience_s
     while not path.exists():
         if time.monotonic() > until:
             return False
