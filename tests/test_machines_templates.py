@@ -83,5 +83,5 @@ def test_the_slurm_script_gives_every_node_its_place(tmp_path: Path) -> None:
 def test_the_image_has_what_is_tested_and_runs_as_nobody_special() -> None:
     text = (DEPLOYMENTS / "docker" / "Dockerfile").read_text()
     assert "requirements.lock" in text
-    assert text.index("USER gradelora") < text.index("pip install")
+    assert text.index("USER 1000") < text.index("pip install")
     assert "python3.11" in text
