@@ -144,7 +144,7 @@ class Store:
                 found, why = None, str(damage)
                 shutil.rmtree(self.folder(name, key))
             verified = "verified against its receipt"
-            if found is None and self.mirror and self.bring(name, key):
+            if found is None and self.mirror and self._bring(name, key):
                 found, verified = self._as_found(stage, config, inputs), f"brought from {self.mirror.url}, {verified}"
             if found is not None:
                 self._offer(name, key)
@@ -154,11 +154,18 @@ class Store:
                 built = run(stage, config, *inputs, out=out, runtime=runtime)
             receipt = _receipt(stage, config, inputs, key, built, out, time.monotonic() - started)
             sealed = self._seal(built, receipt, out)
+            # What a broken pull has left; the mirror gets what was built instead.
+            shutil.rmtree(self.root / name / f".{key}.pulling", ignore_errors=True)
             self._offer(name, key)
         return Obtained(name, sealed, False, time.monotonic() - started, why, label)
 
     def bring(self, stage: str, key: str) -> bool:
-        """Take a sealed folder from the mirror, its receipt last; whether it is here now."""
+        """Take a sealed folder from the mirror where it is not here; whether it is here now."""
+        with self._held(stage, key):
+            return self._bring(stage, key)
+
+    def _bring(self, stage: str, key: str) -> bool:
+        """The same for whoever holds the key; the receipt comes last."""
         folder, into = self.folder(stage, key), self.root / stage / f".{key}.pulling"
         if folder.exists() or self.mirror is None:
             return folder.exists()

@@ -123,6 +123,7 @@ def test_a_damaged_copy_is_not_believed_and_is_replaced(
     assert not again.cached
     assert again.artifact.digest == digest
     assert bool(b.said) == (harm != "receipt gone")
+    assert not list(b.config.root.glob("toy/.*.pulling"))
     b.finish()
     assert word.read_bytes() == before["word.txt"]
     verify_folder(receipt.parent, deep=True)
