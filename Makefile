@@ -12,7 +12,7 @@ export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS := 180
 export GX_ANALYTICS_ENABLED := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: setup demo up down test check bench clean
+.PHONY: setup demo up down test check bench cluster-check clean
 
 setup: .venv/installed
 
@@ -44,6 +44,10 @@ test: setup
 
 bench: setup
 	for script in bench/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+# Prefect on PostgreSQL and Redis, killed in the middle: docs/machines.md.
+cluster-check: setup
+	$(BIN)/python -m bench.cluster_check
 
 clean:
 	rm -rf .venv .cache .demo
