@@ -55,7 +55,18 @@ def write_items(items: list[dict[str, Any]], path: Path, count: int) -> None:
     """items.arrow of `count` items, repeating as needed; every repeat's answers differ by a number."""
     import pyarrow as pa
 
-    texts = ("item_id", "record_id", "question", "answer", "rubric", "question_key", "group", "feedback", "split")
+    texts = (
+        "item_id",
+        "record_id",
+        "question",
+        "answer",
+        "rubric",
+        "question_key",
+        "student_id",
+        "group",
+        "feedback",
+        "split",
+    )
     numbers = ("score", "max_score", "rater2_score")
     schema = pa.schema([*((name, pa.string()) for name in texts), *((name, pa.float64()) for name in numbers)])
     with pa.ipc.new_file(str(path), schema) as file:

@@ -4,6 +4,7 @@
 
 The two sides of a lever take turns, so a busy machine slows both alike; the table shows the
 median of each side, their ratio and the difference of their losses (which must be rounding).
+A ratio below 1 is the price in time of a lever that saves memory.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import set_seed
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from gradelora.config import LoraSettings
+from gradelora.model import packed
 from gradelora.model.adapter import attach
 from gradelora.model.load import Weights, load_base
+from gradelora.model.mxfp4 import dequantize
 from gradelora.model.tree import Masking
 from gradelora.rows import Items, Row
 from gradelora.train.collate import IGNORED, RowCollator
@@ -32,7 +37,10 @@ from tests.tiny_models import save_gpt_oss
 # The medians of real short-answer data: system, rubric and question; one answer; the target.
 PREFIX, ANSWER, TARGET = 130, 45, 6
 ANSWERS = 8
-Step = Callable[[], float]
+EXPERTS = 8
+Micro = tuple[tuple[Row, ...], ...]
+SHARED: Micro = ((tuple(range(ANSWERS)),),)
+SEPARATE: Micro = (tuple((i,) for i in range(ANSWERS)),)
 
 
 def items(vocab: int) -> Items:
@@ -59,37 +67,94 @@ def model_of(folder: Path, weights: Weights) -> Any:
     return attach(model, LoraSettings(dropout=0.0)).train()
 
 
-def step(model: Any, data: Items, micro_batches: list[list[Row]], supervised_only: bool) -> Step:
-    """Forward and backward over all answers; the summed loss of their targets."""
-    collator = RowCollator(data, 0, Masking.of(model))
+def by_transformers(blocks: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """transformers' own dequantisation of the same bytes."""
+    weights: torch.Tensor = convert_moe_packed_tensors(blocks, scales, dtype=torch.bfloat16)
+    return weights.to(dtype)
 
-    def run() -> float:
-        model.zero_grad()
+
+@dataclass(frozen=True)
+class Side:
+    """One way to do the step: forward and backward over all answers."""
+
+    model: Any
+    data: Items
+    micro_batches: Micro = SHARED
+    supervised_only: bool = True
+    expert_chunk: int = 0
+    checkpointing: bool = False
+    keep_recomputed: bool = True
+    dequantize: Callable[..., torch.Tensor] = dequantize
+
+    def set_up(self) -> None:
+        """Make the model work this way; the other side of the lever may share it."""
+        base = self.model.base_model.model
+        if self.checkpointing:
+            base.activation_checkpointing_enable({"use_reentrant": True})
+            self.model.enable_input_require_grads()
+        else:
+            base.activation_checkpointing_disable()
+        for module in self.model.modules():
+            if isinstance(module, packed.PackedExperts):
+                module.expert_chunk = self.expert_chunk
+                module.keep_recomputed = self.checkpointing and self.keep_recomputed
+        vars(packed)["dequantize"] = self.dequantize
+
+    def step(self) -> float:
+        """The summed loss of all targets."""
+        collator = RowCollator(self.data, 0, Masking.of(self.model))
+        self.model.zero_grad()
         total = 0.0
-        for rows in micro_batches:
+        for rows in self.micro_batches:
             batch = collator(rows)
             labels = batch.pop("shift_labels")
             keep = labels != IGNORED
-            chosen = {"logits_to_keep": keep, "shift_labels": labels[keep]} if supervised_only else {}
+            chosen = {"logits_to_keep": keep, "shift_labels": labels[keep]} if self.supervised_only else {}
             shift = chosen or {"shift_labels": labels}
-            loss = model(**batch, **shift, num_items_in_batch=ANSWERS * TARGET).loss
+            loss = self.model(**batch, **shift, num_items_in_batch=ANSWERS * TARGET).loss
             loss.backward()
             total += loss.item()
         return total
 
-    return run
 
-
-def measure(one: Step, other: Step, rounds: int) -> tuple[float, float, float]:
+def measure(one: Side, other: Side, rounds: int) -> tuple[float, float, float]:
     """Median CPU-seconds of both, taking turns after one unmeasured turn each, and their losses' difference."""
-    difference = abs(one() - other())
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for turn in range(rounds):
+    losses: list[list[float]] = [[], []]
+    seconds: list[list[float]] = [[], []]
+    for turn in range(rounds + 1):
         for side in (0, 1) if turn % 2 else (1, 0):
+            (one, other)[side].set_up()
             started = time.process_time()
-            (one, other)[side]()
+            losses[side].append((one, other)[side].step())
             seconds[side].append(time.process_time() - started)
-    return statistics.median(seconds[0]), statistics.median(seconds[1]), difference
+    on, off = (statistics.median(found[1:]) for found in seconds)
+    return on, off, abs(losses[0][0] - losses[1][0])
+
+
+def levers(shared: Side, plain: Side) -> dict[str, tuple[Side, Side]]:
+    """With and without each; `plain` has its experts dequantised for good."""
+    separate = replace(shared, micro_batches=SEPARATE)
+    naive = replace(separate, supervised_only=False)
+    checkpointed = replace(shared, checkpointing=True)
+    return {
+        "logits at supervised positions only": (separate, naive),
+        f"prefix shared by {ANSWERS} answers": (shared, separate),
+        "both": (shared, naive),
+        "experts unpacked by a table of byte pairs, not transformers' way": (
+            shared,
+            replace(shared, dequantize=by_transformers),
+        ),
+        "experts packed, not dequantised for good (memory)": (shared, plain),
+        "gradient checkpointing (memory)": (checkpointed, shared),
+        "a recomputed layer's experts kept for its backward": (
+            checkpointed,
+            replace(checkpointed, keep_recomputed=False),
+        ),
+        f"{EXPERTS // 4} of {EXPERTS} experts unpacked at a time (memory)": (
+            replace(shared, expert_chunk=EXPERTS // 4),
+            shared,
+        ),
+    }
 
 
 def main() -> None:
@@ -100,31 +165,15 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         shape = {"hidden_size": 512, "intermediate_size": 512, "head_dim": 32, "sliding_window": 128}
-        path = save_gpt_oss(
-            Path(folder), vocab_size=options.vocab, num_hidden_layers=8, initializer_range=0.05, **shape
-        )
+        shape |= {"num_hidden_layers": 8, "num_local_experts": EXPERTS}
+        path = save_gpt_oss(Path(folder), vocab_size=options.vocab, initializer_range=0.05, **shape)
         data = items(options.vocab)
-        shared, separate = [[tuple(range(ANSWERS))]], [[(i,) for i in range(ANSWERS)]]
-        packed, plain = model_of(path, "packed"), model_of(path, "bf16")
-        levers = [
-            (
-                "logits at supervised positions only",
-                step(packed, data, separate, True),
-                step(packed, data, separate, False),
-            ),
-            (
-                f"prefix shared by {ANSWERS} answers",
-                step(packed, data, shared, True),
-                step(packed, data, separate, True),
-            ),
-            ("both", step(packed, data, shared, True), step(packed, data, separate, False)),
-            ("experts packed, not dequantised", step(packed, data, shared, True), step(plain, data, shared, True)),
-        ]
+        shared, plain = Side(model_of(path, "packed"), data), Side(model_of(path, "bf16"), data)
         table = Table("lever", "with, CPU-s", "without, CPU-s", "without / with", "loss differs by")
-        for name, one, other in levers:
+        for name, (one, other) in levers(shared, plain).items():
             on, off, difference = measure(one, other, options.rounds)
             table.add_row(name, f"{on:.3f}", f"{off:.3f}", f"{off / on:.2f}", f"{difference:.1e}")
-    Console(width=120).print(table)
+    Console(width=140).print(table)
 
 
 if __name__ == "__main__":

@@ -132,6 +132,9 @@ class TrainConfig(Frozen):
     gradient_checkpointing: bool = False
     expert_chunk: int = Field(0, ge=0, description="packed: experts dequantised at a time; 0 is all of a layer")
     reduce_bucket_elements: int = Field(500_000_000, ge=1000, description="DeepSpeed's reduce and allgather buckets")
+    gathered_elements: int = Field(
+        1_000_000_000, ge=0, description="zero3: parameters kept gathered beyond the layer at work; speed for memory"
+    )
     save_every: float = Field(0.25, gt=0, le=1, description="share of the run between sealed checkpoints")
     evaluate_every: float = Field(0.25, gt=0, le=1, description="share of the run between validation losses")
     best: Literal["last", "validation_loss", "validation_qwk"] = Field(

@@ -27,8 +27,6 @@ FRAGMENTATION = 0.04
 SCORES_AT_WORK = 4
 # dequantize() on a GPU, bytes a weight: bytes in order 0.5, their indices 1, values looked up 2, result 2.
 UNPACKING_BYTES = 5.5
-# DeepSpeed's stage3_max_live_parameters: gathered layers are kept up to so many.
-LIVE_PARAMETERS = 1_000_000_000
 
 
 class Need(Frozen):
@@ -154,7 +152,7 @@ def layer_bytes(train: TrainConfig, size: ModelSize, width: int) -> int:
     if train.parallel != "zero3":
         return 0
     # Gathered into one flat buffer, then copied out of it tensor by tensor.
-    return 2 * width * min(size.parameters, LIVE_PARAMETERS + size.layer_parameters)
+    return 2 * width * min(size.parameters, train.gathered_elements + size.layer_parameters)
 
 
 def _unpacking_bytes(train: TrainConfig, size: ModelSize, width: int) -> int:

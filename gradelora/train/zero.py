@@ -19,7 +19,13 @@ def deepspeed_json(config: TrainConfig, elements: int) -> dict[str, Any]:
     }
     if config.parallel == "zero3":
         # Saving gathers the frozen base, too; the adapter is saved through PEFT alone.
-        zero |= {"stage3_gather_16bit_weights_on_model_save": False}
+        zero |= {
+            "stage3_gather_16bit_weights_on_model_save": False,
+            "stage3_max_live_parameters": config.gathered_elements,
+            "stage3_max_reuse_distance": config.gathered_elements,
+            # DeepSpeed's own default is the upper limit.
+            "stage3_prefetch_bucket_size": min(50_000_000, config.gathered_elements),
+        }
     else:
         zero |= {
             "allgather_partitions": True,
