@@ -200,6 +200,8 @@ def main() -> int:
     parser.add_argument("--hard", action="store_true", help="SIGKILL to the API servers, too, in place of SIGTERM")
     parser.add_argument("--keep", action="store_true", help="leave the folder with the logs")
     arguments = parser.parse_args()
+    # An exception, so that what was started is ended.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     folder = Path(tempfile.mkdtemp(prefix="gradelora-cluster-"))
     try:
         return check(folder, arguments.workers, arguments.each, arguments.hard)
