@@ -11,8 +11,10 @@ from gradelora.config import RunConfig
 from gradelora.gate import Verdict
 from gradelora.outcome import Outcome, agreement, agreement_title
 from gradelora.preflight import Plan
-from gradelora.report import ReportInput, stage_row, write_card, write_report
+from gradelora.report import ReportInput, compare, stage_row, write_card, write_plan, write_report
+from gradelora.report.compared import Comparison
 from gradelora.store import Obtained, Store
+from tasks.shown import show_links
 from tasks.stage import stage_task
 
 
@@ -30,11 +32,13 @@ def report(
 ) -> Outcome:
     """One HTML page and a model card in the store, two tables in the UI."""
     done: list[Obtained[Any]] = [*fetched, *prepared, adapter, evaluation, *([merged] if merged else [])]
+    rows = tuple(stage_row(o) for o in done)
+    comparison = compare(plan, done, rows)
     given = ReportInput(
         run=run,
         made_at=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         code_version=__version__,
-        stages=tuple(stage_row(o) for o in done),
+        stages=rows,
         plan=plan,
         snapshot=fetched[1].artifact,
         records=prepared[0].artifact,
@@ -42,9 +46,11 @@ def report(
         evaluation=evaluation.artifact,
         verdict=verdict,
         merged=merged.artifact if merged else None,
+        comparison=comparison,
     )
     folder = Store(run.store.root).root / "reports" / f"{run.name}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
     write_card(given, folder)
+    write_plan(given, folder)
     outcome = Outcome(
         name=run.name,
         stages=given.stages,
@@ -55,7 +61,25 @@ def report(
         page=write_report(given, folder),
     )
     _publish(outcome)
+    show_links(outcome, given.snapshot, run.runtime)
+    _publish_comparison(outcome.name, comparison)
     return outcome
+
+
+def _publish_comparison(name: str, comparison: Comparison) -> None:
+    """The plan beside the run, in plain units: bytes, seconds, counts."""
+    rows = [
+        {
+            "stage": each.stage,
+            "figure": f"{each.kind}: {each.figure}",
+            "planned": each.planned,
+            "measured": each.measured,
+            "off by, %": None if each.error is None else round(100 * each.error, 1),
+            "cached": each.cached,
+        }
+        for each in comparison.figures
+    ]
+    create_table_artifact(rows, key=f"{name}-compared", description="The plan held against what happened")
 
 
 def _publish(outcome: Outcome) -> None:

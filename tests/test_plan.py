@@ -240,7 +240,7 @@ def test_time_and_cost_stand_with_their_source_and_interval(capsys: pytest.Captu
 
 def test_a_gpu_that_is_not_known_is_planned_as_the_slowest() -> None:
     from gradelora.hardware import ROOFLINES
-    from gradelora.preflight.clock import roofline
+    from gradelora.preflight.estimate import roofline
 
     assert roofline(preset("2xh200")) is ROOFLINES["H200"]
     novel = Hardware(name="x", gpus=1, gpu_bytes=10**11, host_bytes=10**11, cores=8, gpu="NVIDIA Q900")

@@ -22,7 +22,8 @@ from gradelora.preflight import Plan
 from gradelora.preflight.disk import DiskPlan
 from gradelora.preflight.memory import MemoryPlan, Need
 from gradelora.preflight.size import ModelSize
-from gradelora.report import ReportInput, StageRow, model_card, write_card, write_report
+from gradelora.report import ReportInput, StageRow, model_card, write_card, write_plan, write_report
+from gradelora.report.compared import Compared, Comparison
 from gradelora.report.figures import duration, number
 from gradelora.report.plots import loss_plot, reliability, ticks, whisker
 
@@ -62,6 +63,7 @@ def predictions(skill: float = 0.8, per_question: int = 24) -> list[Prediction]:
                 record_id=f"week1:{i // 4}",
                 question_key=f"{question:016x}",
                 split="unseen_answers",
+                student=None,
                 group="ABC"[i % 3],
                 score=float(human),
                 max_score=float(maximum),
@@ -157,6 +159,23 @@ def plan() -> Plan:
     return Plan(hardware=PRESETS["2xh200"], size=size, memory=memory, alternatives=(), disk=(disk,))
 
 
+def comparison() -> Comparison:
+    figures = (
+        Compared(kind="memory", stage="train", figure="the largest process", planned=8e9, measured=10e9),
+        Compared(kind="work", stage="train", figure="tokens", planned=330_000, measured=230_000),
+        Compared(kind="disk", stage="train", figure="adapter", planned=24_900_000, measured=24_912_000, cached=True),
+        Compared(
+            kind="time", stage="fetch", figure="seconds", planned=0, measured=0.2, source="sealed in the store",
+            cached=True, built_s=1805,
+        ),
+        Compared(
+            kind="time", stage="train", figure="seconds", planned=7200, measured=5400, low=3600, high=14400,
+            source="estimated: 8 % to 45 % of H200's roofline",
+        ),
+    )  # fmt: skip
+    return Comparison(figures=figures, surprises=("merge: the plan said run, it was cached",))
+
+
 def given(folder: Path, skill: float = 0.8, **sections: object) -> ReportInput:
     run = config(**sections)
     adapter = save_adapter(folder / "adapter")
@@ -179,6 +198,7 @@ def given(folder: Path, skill: float = 0.8, **sections: object) -> ReportInput:
         records=save_records(folder / "records"),
         adapter=adapter,
         evaluation=evaluation,
+        comparison=comparison(),
         verdict=judge(GateConfig(), EvaluateConfig(resamples=200), adapter, evaluation, "d" * 64, None),
     )
 
@@ -254,6 +274,18 @@ def test_the_page_says_what_was_trained_on_what_and_whether_it_holds(html: str, 
         assert told in text, told
     for figure in (whole.evaluation.base_qwk, whole.evaluation.adapter_qwk):
         assert number(figure.value) in text
+
+
+def test_the_plan_stands_beside_what_happened(html: str, whole: ReportInput, tmp_path: Path) -> None:
+    text = Page(html).text
+    for told in (
+        "What came of it", "8.0 GB 10.0 GB −20 % ✓", "330,000 230,000 +43 % !", "1 h 00 min to 4 h 00 min",
+        "2 h 00 min", "14.40 10.80", "30 min 05 s when built", "merge: the plan said run", "of H200's roofline",
+    ):  # fmt: skip
+        assert told in text, told
+    write_plan(whole, tmp_path)
+    assert Comparison.model_validate_json((tmp_path / "compared.json").read_text()) == whole.comparison
+    assert Plan.model_validate_json((tmp_path / "plan.json").read_text()) == whole.plan
 
 
 def test_a_refused_adapter_is_called_refused_with_the_reason(tmp_path: Path) -> None:

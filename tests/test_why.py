@@ -6,6 +6,7 @@ stands for train and evaluate writes a few bytes that depend on what it was give
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ from gradelora.sandbox.demo import REPO_ID
 from gradelora.sandbox.hub import LoopbackHub
 from gradelora.store import Store, read_receipt
 from gradelora.validate import validate
-from gradelora.why import Foresight, foresee
+from gradelora.why import Foresight, foresee, sorted_by_age
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
@@ -52,6 +53,7 @@ class World:
     folder: Path
     url: str
     overrides: list[str] = field(default_factory=list)
+    train_work: Callable[..., Any] = stand_in
 
     @property
     def run(self) -> RunConfig:
@@ -86,7 +88,7 @@ class World:
         snapshot = get(fetch, FetchConfig(part="everything"), base)
         records = get(validate, run.validation, data)
         encoded = get(encode.encode, run.encode, records, tokenizer)
-        adapter = get(train.train, run.train, snapshot, encoded, work=stand_in)
+        adapter = get(train.train, run.train, snapshot, encoded, work=self.train_work)
         get(evaluate, run.evaluate, snapshot, adapter, encoded, work=stand_in)
         return states
 
@@ -235,6 +237,48 @@ def test_an_earlier_run_improves_the_plan(world: World) -> None:
     # The stand-in left no progress to measure by.
     assert now["train"].source.startswith("estimated")
     assert now["train"].low_s < now["train"].seconds < now["train"].high_s
+
+
+def steps_of(tokens: int, seconds: float) -> Callable[..., Any]:
+    """A stand-in for training that takes so long, and leaves the progress lines of four steps."""
+
+    def work(stage: Callable[..., Any], config: Frozen, *inputs: Artifact, out: Path, runtime: Runtime) -> Any:
+        (out / "aside").mkdir(exist_ok=True)
+        with (out / "aside" / "progress.jsonl").open("w") as file:
+            for step in range(1, 5):
+                time.sleep(seconds / 4)
+                pace = {"tokens": tokens // 4, "tokens_per_s": tokens / seconds, "peak_memory_bytes": 1}
+                file.write(json.dumps({"step": step, "seconds": step * seconds / 4, "loss": 1.0, **pace}) + "\n")
+        return stand_in(stage, config, *inputs, out=out, runtime=runtime)
+
+    return work
+
+
+def test_after_one_run_a_training_with_another_learning_rate_is_foretold_from_its_receipt(world: World) -> None:
+    def planned(*overrides: str) -> Any:
+        world.overrides = list(overrides)
+        run, base, data = world.inputs()
+        found = make_plan(run, base, data, world.folder / "cache", this_machine())
+        return next(t for t in found.times if t.stage == "train"), found.work
+
+    rough, work = planned("train.seed=1")
+    assert rough.source.startswith("estimated")
+    world.train_work = steps_of(work.train_tokens, seconds=1.2)
+    world.obtain()
+    (receipt,) = [s.receipt for s in sorted_by_age(world.run.store.root, "train")[-1:]]
+    again, _ = planned("train.learning_rate=1e-4", "train.seed=1")
+    assert again.source == f"measured here by train/{receipt.key[:12]}"
+    assert again.seconds == pytest.approx(receipt.seconds, rel=0.05)
+    assert again.high_s - again.low_s < (rough.high_s - rough.low_s) / 10
+    # Time follows the work, but for what comes before and after all steps.
+    twice, _ = planned("train.max_steps=300", "train.seed=1")
+    assert twice.seconds == pytest.approx(receipt.seconds + 1.2, rel=0.2)
+    # Neither another way of training nor another kind of machine tells anything.
+    assert planned("train.gradient_checkpointing=true")[0].source.startswith("estimated")
+    for sealed in sorted_by_age(world.run.store.root, "train"):
+        path = sealed.folder / "receipt.json"
+        path.write_text(path.read_text().replace(receipt.machine, "8 x another GPU"))
+    assert planned("train.learning_rate=1e-4", "train.seed=1")[0].source.startswith("estimated")
 
 
 def test_the_command_prints_a_line_a_stage(world: World, capsys: pytest.CaptureFixture[str]) -> None:

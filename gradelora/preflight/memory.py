@@ -23,6 +23,8 @@ DEEPSPEED_BYTES = 40_000_000
 CPU_HEAP = 1.4
 # The allocator's slack on a GPU: the tutorial keeps 6 of 141 GB free.
 FRAGMENTATION = 0.04
+# What a GPU's allocator does not count as handed out.
+UNALLOCATED = ("context", "fragmentation")
 # Copies of one layer's scores that live at once in forward or backward.
 SCORES_AT_WORK = 4
 # dequantize() on a GPU, bytes a weight: bytes in order 0.5, their indices 1, values looked up 2, result 2.
@@ -49,6 +51,12 @@ class MemoryPlan(Frozen):
     def needed_bytes(self) -> int:
         """Of all processes on the device."""
         return self.processes_per_device * sum(n.bytes for n in self.needs)
+
+    @property
+    def process_bytes(self) -> int:
+        """Of one process, as a measurement tells it: of a GPU what its allocator hands out, of a host all."""
+        unseen = () if self.device == "host" else UNALLOCATED
+        return sum(n.bytes for n in self.needs if n.what not in unseen)
 
     @property
     def fits(self) -> bool:

@@ -29,6 +29,25 @@ def print_plan(plan: Plan, price_per_hour: float | None) -> None:
     _print_times(plan, price_per_hour)
 
 
+def plan_rows(plan: Plan, price_per_hour: float | None) -> list[dict[str, str]]:
+    """Memory, disk and time as rows of one table: what, where, needed, there."""
+    rows = []
+    for need in (plan.memory, *plan.later):
+        what = f"training, {need.mode}" if need is plan.memory else need.mode
+        rows.append(_row(f"memory: {what}", need.device, amount(need.needed_bytes), amount(need.available_bytes)))
+    for disk in plan.disk:
+        rows.append(_row("disk", str(disk.folder), amount(disk.needed_bytes), amount(disk.free_bytes)))
+    for time in (*plan.times, total(plan.times)):
+        interval = f"{spell(time.seconds)} ({spell(time.low_s)} to {spell(time.high_s)})"
+        money = "" if price_per_hour is None else f"{cost(time.seconds, price_per_hour):.2f}"
+        rows.append(_row(f"time: {time.stage}", time.source, interval, "", money))
+    return rows
+
+
+def _row(what: str, where: str, needed: str, there: str, money: str = "") -> dict[str, str]:
+    return {"what": what, "where, or known from": where, "needed": needed, "there": there, "cost": money}
+
+
 def print_why(stages: Iterable[Foreseen], notes: Iterable[str]) -> None:
     """One stage a line: cached, run or follows, and the causes."""
     for note in notes:

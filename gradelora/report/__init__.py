@@ -5,7 +5,9 @@ Not a cached stage: a picture is not an artifact.  The same input gives the same
 
 from pathlib import Path
 
-from gradelora.report.given import ReportInput, StageRow, stage_row
+from gradelora.report.compared import compare
+from gradelora.report.given import ReportInput
+from gradelora.report.stages import StageRow, stage_row
 from gradelora.report.use import Handover
 
 PAGE = "report.html"
@@ -17,6 +19,13 @@ def write_report(given: ReportInput, folder: Path) -> Path:
     from gradelora.report.page import render
 
     return _write(folder / PAGE, render(given))
+
+
+def write_plan(given: ReportInput, folder: Path) -> None:
+    """plan.json in `folder`, and compared.json where the plan was held against the run."""
+    _write(folder / "plan.json", given.plan.model_dump_json(indent=1))
+    if given.comparison is not None:
+        _write(folder / "compared.json", given.comparison.model_dump_json(indent=1))
 
 
 def write_card(given: ReportInput, folder: Path) -> Path:
@@ -39,4 +48,14 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-__all__ = ["Handover", "ReportInput", "StageRow", "model_card", "stage_row", "write_card", "write_report"]
+__all__ = [
+    "Handover",
+    "ReportInput",
+    "StageRow",
+    "compare",
+    "model_card",
+    "stage_row",
+    "write_card",
+    "write_plan",
+    "write_report",
+]

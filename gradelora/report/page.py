@@ -5,7 +5,7 @@ from typing import Any
 import jinja2
 
 from gradelora.evaluate.metrics import Metrics, Section, read_metrics
-from gradelora.report import agreement, figures, plots, run, sources
+from gradelora.report import agreement, figures, foretold, plots, run, sources
 from gradelora.report.given import ReportInput
 from gradelora.report.use import commands
 from gradelora.report.verdict import checks
@@ -31,6 +31,7 @@ def _context(given: ReportInput) -> dict[str, Any]:
     train, validation = sources.read_history(given.adapter.path)
     headline = metrics.section(given.evaluation.split)
     assert headline is not None
+    price = given.run.runtime.price_per_hour
     return {
         "given": given,
         "metrics": metrics,
@@ -39,8 +40,10 @@ def _context(given: ReportInput) -> dict[str, Any]:
         "checks": checks(given.verdict, questions),
         "stages": run.stage_lines(given),
         "total": run.total_line(given),
-        "priced": given.run.runtime.price_per_hour is not None,
+        "priced": price is not None,
         "bars": run.plan_bars(given),
+        "foretold": foretold.tables_of(given.comparison, price) if given.comparison else [],
+        "surprises": given.comparison.surprises if given.comparison else (),
         "lineage": run.lineage(given),
         "training": run.training_facts(given),
         "splits": run.split_counts(given),

@@ -5,7 +5,8 @@ from typing import Any
 
 from gradelora.artifacts import SPLITS, canonical_json, sha256_text
 from gradelora.report.figures import count, duration, gigabytes
-from gradelora.report.given import ReportInput, StageRow
+from gradelora.report.given import ReportInput
+from gradelora.report.stages import StageRow
 
 
 @dataclass(frozen=True)
