@@ -53,7 +53,7 @@ def finetune(config: str = "deployments/demo.yaml", overrides: list[str] | None 
         encoded = encode(run, records, tokenizer)
         snapshot = fetching.result()
 
-        adapter = train(run, snapshot, encoded)
+        adapter = train(run, plan, snapshot, encoded)
         evaluation = evaluate(run, snapshot, adapter, encoded)
         verdict = gate(run, adapter, evaluation, encoded)
         merged = merge(run, snapshot, adapter) if run.merge.enabled and verdict.promoted else None

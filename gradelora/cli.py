@@ -42,7 +42,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, purpose in STAGES.items():
-        _command(commands, name, purpose, _stage(name))
+        stage = _command(commands, name, purpose, _stage(name))
+        if name == "train":
+            stage.add_argument("--from-checkpoint", type=Path, metavar="FOLDER", help=FROM_CHECKPOINT)
     plan = _command(commands, "plan", "what the run needs and whether it fits; nothing is downloaded", _plan)
     plan.add_argument("--hardware", help="plan for another machine: 2xh200, 1xh200, 8xh100, 1xh100, 2xa100, cpu")
     plan.add_argument("--why", action="store_true", help="only what is cached, what will run, and why")
@@ -70,6 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     _common(cache, cache_options.cache_command, config_required=False)
     mirror_options.add_options(_command(commands, "mirror", MIRROR, _mirror))
     doctor = commands.add_parser("doctor", help=DOCTOR, description=DOCTOR)
+    doctor.add_argument("--gpu", action="store_true", help=MEASURE)
+    doctor.add_argument("--device", choices=("cuda", "cpu"), help="of --gpu; default: that of --config, else cuda")
     _common(doctor, _doctor, config_required=False)
     return parser
 
@@ -78,6 +82,8 @@ FETCH = "bring the base model's files into the Hub cache, every byte verified"
 CACHE = "show what the Hub cache and the store hold and what needs it; remove what is named or needed by nothing"
 MIRROR = "the copy of the store at store.mirror: what it holds, and both ways by hand"
 DOCTOR = "check this machine, one line each: ok, or what to do"
+MEASURE = "measure it: packed weights bit for bit, a step against the plan, ranks, disks; later plans use the rates"
+FROM_CHECKPOINT = "go on from a sealed checkpoint that another number of processes wrote (checkpoints/step-N)"
 STAGES = {
     "encode": "turn validated items into tokens",
     "train": "train the adapter",
@@ -106,7 +112,19 @@ def _common(parser: argparse.ArgumentParser, command: Command, *, config_require
 
 
 def _config(arguments: argparse.Namespace) -> RunConfig:
-    return load_config(arguments.config, arguments.overrides)
+    started = getattr(arguments, "from_checkpoint", None)
+    return load_config(arguments.config, [*arguments.overrides, *(_starting_from(started) if started else ())])
+
+
+def _starting_from(checkpoint: Path) -> tuple[str, ...]:
+    """The two settings that name a checkpoint: by its contents for the key, by its place for this machine."""
+    from gradelora.artifacts import sha256_file
+    from gradelora.errors import BadConfig
+    from gradelora.train.seals import MANIFEST
+
+    if not (checkpoint / MANIFEST).is_file():
+        raise BadConfig(f"--from-checkpoint {checkpoint}: no {MANIFEST}; name a sealed folder checkpoints/step-N")
+    return f"train.start_from={sha256_file(checkpoint / MANIFEST)}", f"runtime.start_checkpoint={checkpoint.absolute()}"
 
 
 def _stage(name: str) -> Command:
@@ -243,19 +261,9 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from gradelora.config import Runtime, StoreConfig
-    from gradelora.doctor import DEFAULT_STORE, examine
+    from gradelora.doctor.command import doctor_command
 
-    run = _config(arguments) if arguments.config else None
-    runtime = run.runtime if run else Runtime.model_validate({})
-    findings = examine(runtime, run.store if run else StoreConfig(root=DEFAULT_STORE))
-    if arguments.json:
-        print(json.dumps([f.model_dump() for f in findings]))
-        return 0
-    for finding in findings:
-        mark = "ok  " if finding.ok else "look"
-        print(f"{mark} {finding.check:20} {finding.found}" + ("" if finding.ok else f"  -> {finding.remedy}"))
-    return 0
+    return doctor_command(arguments, _config(arguments) if arguments.config else None)
 
 
 if __name__ == "__main__":

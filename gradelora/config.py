@@ -143,6 +143,9 @@ class TrainConfig(Frozen):
     patience: int | None = Field(None, ge=1, description="evaluations without a better one after which training ends")
     keep_checkpoints: int = Field(2, ge=1)
     launcher: Literal["torchrun", "deepspeed"] = "torchrun"
+    start_from: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="sha256 of the manifest.json of another world size's checkpoint"
+    )
     seed: int = 0
 
     @model_validator(mode="after")
@@ -183,6 +186,9 @@ class GateConfig(Frozen):
     split: Split = "unseen_answers"
     margin: float = Field(0.0, ge=0, lt=1, description="the gain's lower bound must lie above this QWK")
     max_question_loss: float = Field(0.3, gt=0, le=2, description="QWK that a single question may lose at most")
+    expected_gain: float = Field(
+        0.1, gt=0, le=1, description="QWK; the verdict says how surely these items would show it; decides nothing"
+    )
 
 
 class MergeConfig(Frozen):
@@ -272,6 +278,7 @@ class Runtime(Frozen):
     hostfile: Path | None = Field(None, description="a line `NAME slots=RANKS` a machine, node 0 first; tells nodes")
     node_timeout_s: float = Field(600, gt=0, description="how long the nodes wait for each other at the start")
     collective_timeout_s: float = Field(600, gt=0, description="an exchange between ranks that takes longer has failed")
+    start_checkpoint: Path | None = Field(None, description="the folder that train.start_from names by its hash")
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = Field(
         (), description="training's figures also go there; their JSON lines are always in aside/progress.jsonl"
     )

@@ -24,6 +24,7 @@ from gradelora.artifacts import (
 )
 from gradelora.config import FetchConfig, RunConfig
 from gradelora.encode import encode
+from gradelora.errors import NotEnoughMemory
 from gradelora.evaluate import evaluate
 from gradelora.fetch import fetch
 from gradelora.hub import HubClient
@@ -32,6 +33,7 @@ from gradelora.merge import merge
 from gradelora.nodes import Place
 from gradelora.preflight import Plan, preflight
 from gradelora.records import collect_data_files
+from gradelora.relief import with_relief
 from gradelora.resolve import resolve
 from gradelora.store import Obtained, Store
 from gradelora.train import train
@@ -95,7 +97,10 @@ class Pipeline:
         encoded = self.encoded
         if Place.of(self.run.runtime).rank:
             return join_node_0(self.store, self.run, self.snapshot, encoded, self._on_obtained)
-        return self._obtain(train, self.run.train, self.snapshot, encoded)
+        try:
+            return self._obtain(train, self.run.train, self.snapshot, encoded)
+        except NotEnoughMemory as error:
+            raise with_relief(error, self.run, self.plan) from error
 
     @cached_property
     def evaluation(self) -> EvalReport:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from gradelora.artifacts import Adapter, EncodedDataset, ModelSnapshot
+from gradelora.artifacts import ASIDE, Adapter, EncodedDataset, ModelSnapshot
 from gradelora.train import seals
 from gradelora.train.job import Job
 from tests.training import SAVED_EVERY, STEPS, progress, ranks_of, wait_for
@@ -96,7 +96,7 @@ def kill_chains(
         stage = _start(snapshot, data, out)
         if stage.wait(600) != 0:
             raise RuntimeError(f"{out}: undisturbed, the training did not end; see aside/ranks.log")
-        adapter = Adapter.model_validate_json((out / "adapter.json").read_text())
+        adapter = Adapter.model_validate_json((out / ASIDE / "adapter.json").read_text())
         yield Chain(tuple(_resumed(done, out)), adapter)
 
 
@@ -112,11 +112,11 @@ def _choose(choose: random.Random, index: int, sealed: int) -> Moment:
 
 
 def _start(snapshot: ModelSnapshot, data: EncodedDataset, out: Path) -> "subprocess.Popen[bytes]":
-    arguments = [snapshot.model_dump_json(), data.model_dump_json(), str(out), str(out / "adapter.json")]
+    arguments = [snapshot.model_dump_json(), data.model_dump_json(), str(out), str(out / ASIDE / "adapter.json")]
     (out / "aside").mkdir(parents=True, exist_ok=True)
-    with (out / "starts").open("a") as starts:
+    with (out / ASIDE / "starts").open("a") as starts:
         starts.write(f"{len(progress(out))}\n")
-    with (out / "stage.log").open("a") as log:
+    with (out / ASIDE / "stage.log").open("a") as log:
         return subprocess.Popen([sys.executable, "-c", STAGE, *arguments], stdout=log, stderr=log, cwd=ROOT)
 
 
@@ -194,7 +194,7 @@ def _look(out: Path, moment: Moment, choose: random.Random) -> Moment:
 
 def _since_start(out: Path) -> list[dict[str, float]]:
     """What the latest start has told."""
-    return progress(out)[int((out / "starts").read_text().split()[-1]) :]
+    return progress(out)[int((out / ASIDE / "starts").read_text().split()[-1]) :]
 
 
 def _whole(out: Path) -> list[int]:

@@ -13,7 +13,6 @@ from gradelora.artifacts import EncodedDataset, ModelSnapshot
 from gradelora.config import Runtime, TrainConfig
 from gradelora.errors import BadData, NotEnoughGpus
 from gradelora.train import train
-from gradelora.train.job import Job
 from gradelora.train.launching import command, environment
 from gradelora.train.zero import deepspeed_json
 from tests.tiny_data import save_encoded, snapshot_of
@@ -83,39 +82,6 @@ def test_more_processes_than_gpus_are_refused(
     monkeypatch.setattr("gradelora.train.gpu_bytes", lambda: [143 * 2**30])
     with pytest.raises(NotEnoughGpus, match="1 CUDA GPUs"):
         train(changed(device="cuda"), snapshot, data, out=tmp_path, runtime=RUNTIME)
-
-
-@pytest.mark.parametrize(
-    ("values", "advice"),
-    [
-        ({"micro_batch_rows": 4}, "train.micro_batch_rows=2 and train.accumulation=4"),
-        ({}, "train.gradient_checkpointing=true"),
-        ({"gradient_checkpointing": True}, "train.answers_per_row=2"),
-        ({"gradient_checkpointing": True, "answers_per_row": 1}, "train.expert_chunk"),
-        ({"gradient_checkpointing": True, "answers_per_row": 1, "weights": "bf16"}, "encode.max_length"),
-    ],
-)
-def test_advice_when_memory_runs_out_names_the_next_setting(
-    values: dict[str, Any], advice: str, data: EncodedDataset
-) -> None:
-    from gradelora.train.rank import memory_advice
-
-    job = Job(
-        config=changed(**values),
-        snapshot=Path("s"),
-        repo_id="a/b",
-        commit="c",
-        data=data,
-        out=Path("o"),
-        dataloader_workers=0,
-        evaluate_rows=1,
-        budget_s=None,
-        spent_s=0,
-        started=0,
-        report_to=(),
-        launcher_pid=1,
-    )
-    assert advice in memory_advice(job)
 
 
 def test_importing_the_stage_imports_nothing_heavy() -> None:

@@ -52,14 +52,15 @@ def ranks_of(out: Path) -> list[int]:
     return sorted(found)
 
 
-def when(condition: Callable[[], bool], act: Callable[[], None], timeout_s: float = 120) -> threading.Thread:
-    """Do `act` in a thread as soon as `condition` holds."""
+def when(condition: Callable[[], bool], act: Callable[[], None], timeout_s: float = 600) -> threading.Thread:
+    """Do `act` in a thread as soon as `condition` holds, never else."""
 
     def watch() -> None:
         until = time.monotonic() + timeout_s
         while time.monotonic() < until and not condition():
             time.sleep(0.01)
-        act()
+        if condition():
+            act()
 
     thread = threading.Thread(target=watch)
     thread.start()

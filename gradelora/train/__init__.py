@@ -26,15 +26,18 @@ from gradelora.errors import (
     ChildFailed,
     MissingTool,
     NotEnoughGpus,
+    NotEnoughMemory,
     RankLost,
     by_name,
 )
 from gradelora.hardware import gpu_bytes, missing_tools
 from gradelora.nodes import Place
 from gradelora.trackers import check_trackers
+from gradelora.train import conversion
 from gradelora.train.job import FAILURE, RESULT, Job, Result
 from gradelora.train.launching import command, environment
 from gradelora.train.ledger import Ledger
+from gradelora.train.memory import kernel_kills, was_killed
 from gradelora.train.seals import FOLDER
 
 VERSION = 2
@@ -103,6 +106,8 @@ def _run_ranks(
         nodes=place.nodes,
         collective_timeout_s=runtime.collective_timeout_s,
     )
+    if not place.rank:
+        conversion.start(job, runtime.start_checkpoint, environment(config, runtime, place))
     request = aside / f"job{_suffix(place)}.json"
     request.write_text(job.model_dump_json())
     with _cancellable(), contextlib.nullcontext() if place.rank else ledger.running():
@@ -146,6 +151,7 @@ def _check(config: TrainConfig, data: EncodedDataset, place: Place) -> None:
 
 
 def _launch(config: TrainConfig, runtime: Runtime, request: Path, aside: Path, place: Place) -> None:
+    kills = kernel_kills()
     try:
         launch.run(
             command(config, request, place, runtime.node_timeout_s),
@@ -162,6 +168,8 @@ def _launch(config: TrainConfig, runtime: Runtime, request: Path, aside: Path, p
             raise kind(failure.message + remedy) from error
         if "passed its deadline" in str(error):
             raise
+        if was_killed(str(error)) and kernel_kills() > kills:
+            raise NotEnoughMemory(f"the kernel ended a training process, host memory had run out: {error}") from error
         raise RankLost(f"training process lost: {error}") from error
 
 

@@ -11,6 +11,21 @@ PROGRESS = "progress.jsonl"
 HISTORY = "history.json"
 
 
+class Origin(Frozen):
+    """What a training is, whoever carries it out."""
+
+    config: TrainConfig
+    repo_id: str
+    commit: str
+    data_digest: str
+
+    @property
+    def identity(self) -> str:
+        """What a checkpoint must agree on to be resumed from."""
+        config = self.config.model_dump(mode="json")
+        return sha256_text(canonical_json([config, self.repo_id, self.commit, self.data_digest]))
+
+
 class Job(Frozen):
     """One training run; `out` is the stage's folder, `launcher_pid` the process without which it is pointless.
 
@@ -37,10 +52,14 @@ class Job(Frozen):
     collective_timeout_s: float = 600
 
     @property
+    def origin(self) -> Origin:
+        """The training that this job carries out."""
+        return Origin(config=self.config, repo_id=self.repo_id, commit=self.commit, data_digest=self.data.digest)
+
+    @property
     def identity(self) -> str:
         """What a checkpoint must agree on to be resumed from."""
-        facts = [self.config.model_dump(mode="json"), self.repo_id, self.commit, self.data.digest]
-        return sha256_text(canonical_json(facts))
+        return self.origin.identity
 
 
 class Result(Frozen):

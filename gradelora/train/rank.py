@@ -20,6 +20,7 @@ from gradelora.child import Failure
 from gradelora.errors import BudgetReached, GradeloraError, NotEnoughMemory
 from gradelora.train import seals
 from gradelora.train.job import FAILURE, PROGRESS, RESULT, Job, Result
+from gradelora.train.memory import out_of_memory
 
 
 def main(arguments: list[str]) -> int:
@@ -32,9 +33,9 @@ def main(arguments: list[str]) -> int:
     except GradeloraError as error:
         return _fail(job, error)
     except Exception as error:
-        if type(error).__name__ != "OutOfMemoryError":
+        if not out_of_memory(error):
             raise
-        return _fail(job, NotEnoughMemory(f"{error}; {memory_advice(job)}"))
+        return _fail(job, NotEnoughMemory(f"training ran out of memory: {error}"))
     return 0
 
 
@@ -45,23 +46,6 @@ def _fail(job: Job, error: GradeloraError) -> int:
     part.write_text(failure.model_dump_json())
     part.replace(job.out / ASIDE / FAILURE)
     return error.exit_code
-
-
-def memory_advice(job: Job) -> str:
-    """What to change, cheapest first; the product of the batch stays the same."""
-    config = job.config
-    if config.micro_batch_rows > 1:
-        rows = config.micro_batch_rows // 2
-        factor = -(-config.micro_batch_rows // rows)
-        return f"set train.micro_batch_rows={rows} and train.accumulation={config.accumulation * factor}"
-    if not config.gradient_checkpointing:
-        return "set train.gradient_checkpointing=true"
-    if config.answers_per_row > 1:
-        fewer = config.answers_per_row // 2
-        return f"set train.answers_per_row={fewer} and train.accumulation={config.accumulation * 2}"
-    if config.weights == "packed" and config.expert_chunk == 0:
-        return "set train.expert_chunk=16"
-    return "lower encode.max_length"
 
 
 def end_with_parents(launcher_pid: int) -> None:
@@ -101,7 +85,8 @@ def run(job: Job) -> None:
     from gradelora.train.setup import load_model, plans, training_arguments
 
     plan = plans(job)
-    arguments = training_arguments(job, plan.schedule.steps)
+    resume = newest_checkpoint(job)
+    arguments = training_arguments(job, plan.schedule.steps, resume)
     base = load_model(job)
     set_seed(job.config.seed)
     model = attach(base, job.config.lora)
@@ -109,7 +94,6 @@ def run(job: Job) -> None:
     trainer = build_trainer(job, model, arguments, plan)
     # Each rank its own dropout; the adapter's first values were the same on all.
     torch.manual_seed(job.config.seed * 1000 + arguments.process_index)
-    resume = newest_checkpoint(job, arguments)
     if resume:
         trainer.restore(resume)
     if not trainer.choice.exhausted(trainer.state.log_history):
@@ -183,22 +167,22 @@ def build_trainer(job: Job, model: Any, arguments: Any, plan: Any) -> Any:
         validation_batches=plan.validation.of_rank(rank),
         checkpoints=job.out / seals.FOLDER,
         keep=job.config.keep_checkpoints,
-        identity=job.identity,
+        origin=job.origin,
         choice=Choice(job.config.best, job.config.patience),
         judge=Judge.read(job.data, job.evaluate_rows) if job.config.best == "validation_qwk" else None,
         budget=None if job.budget_s is None else Budget(job, job.budget_s),
     )
 
 
-def newest_checkpoint(job: Job, arguments: Any) -> Path | None:
+def newest_checkpoint(job: Job) -> Path | None:
     """All ranks choose the same checkpoint: rank 0 looks, the others are told."""
     import torch.distributed as dist
 
     chosen: list[Path | None] = [None]
-    if arguments.process_index == 0:
+    if not dist.is_initialized() or dist.get_rank() == 0:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", seals.DamagedCheckpoint)
-            chosen[0] = seals.newest(job.out / seals.FOLDER, world_size=arguments.world_size, identity=job.identity)
+            chosen[0] = seals.newest(job.out / seals.FOLDER, world_size=job.config.processes, identity=job.identity)
         for warning in caught:
             print(f"warning: {warning.message}", flush=True)
         print(f"resuming from {chosen[0].name}" if chosen[0] else "starting at step 0", flush=True)

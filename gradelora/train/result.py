@@ -57,6 +57,7 @@ NAMES = {
     "grad_norm": "grad_norm",
     "eval_loss": "validation_loss",
     "eval_qwk": "validation_qwk",
+    "converted": "converted",
 }
 Entry = dict[str, float | str]
 

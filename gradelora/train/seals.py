@@ -10,18 +10,25 @@ from pathlib import Path
 
 from gradelora.artifacts import FileEntry, Frozen, files_under
 from gradelora.store import fsync
+from gradelora.train.job import Origin
 
 MANIFEST = "manifest.json"
 FOLDER = "checkpoints"
+TRAINER_STATE = "trainer_state.json"
 
 
 class Manifest(Frozen):
-    """What a checkpoint is and holds; `identity` is the run that may resume from it."""
+    """What a checkpoint is and holds; `identity` is the run that may resume from it, `origin` spells that out.
+
+    `universal`: DeepSpeed's optimizer states lie there by parameter, not by rank.
+    """
 
     step: int
     world_size: int
     identity: str
     files: tuple[FileEntry, ...]
+    origin: Origin | None = None
+    universal: bool = False
 
 
 class DamagedCheckpoint(UserWarning):
@@ -33,12 +40,22 @@ def folder_of(root: Path, step: int) -> Path:
     return root / f"step-{step}"
 
 
-def seal(folder: Path, *, step: int, world_size: int, identity: str) -> None:
+def seal(
+    folder: Path,
+    *,
+    step: int,
+    world_size: int,
+    identity: str,
+    origin: Origin | None = None,
+    universal: bool = False,
+) -> None:
     """Flush every file, then write the manifest.  Call on rank 0 when all ranks have written."""
     entries = tuple(entry for entry in files_under(folder) if entry.name != MANIFEST)
     for entry in entries:
         fsync(folder / entry.name)
-    manifest = Manifest(step=step, world_size=world_size, identity=identity, files=entries)
+    manifest = Manifest(
+        step=step, world_size=world_size, identity=identity, files=entries, origin=origin, universal=universal
+    )
     part = folder / f"{MANIFEST}.part"
     part.write_text(manifest.model_dump_json())
     fsync(part)
@@ -49,10 +66,15 @@ def seal(folder: Path, *, step: int, world_size: int, identity: str) -> None:
     fsync(folder.parent)
 
 
+def read(folder: Path) -> Manifest:
+    """The manifest of a sealed checkpoint.  Raises OSError or ValueError where it is missing or unreadable."""
+    return Manifest.model_validate_json((folder / MANIFEST).read_text(encoding="utf-8"))
+
+
 def fault(folder: Path, *, world_size: int, identity: str) -> str | None:
     """Why this checkpoint cannot be resumed from, naming the file; None where it can."""
     try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read(folder)
     except (OSError, ValueError):
         return f"{folder / MANIFEST} is missing or unreadable"
     if manifest.identity != identity:

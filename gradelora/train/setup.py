@@ -52,7 +52,7 @@ def interval(share: float, steps: int) -> int:
     return max(1, round(share * steps))
 
 
-def training_arguments(job: Job, steps: int) -> Any:
+def training_arguments(job: Job, steps: int, resume: Path | None) -> Any:
     """The Trainer's arguments; they hold DeepSpeed's configuration and must outlive the model's loading."""
     from transformers import TrainingArguments
 
@@ -61,10 +61,12 @@ def training_arguments(job: Job, steps: int) -> Any:
     if schedule_name == "constant" and config.warmup_steps:
         schedule_name = "constant_with_warmup"  # type: ignore[assignment]
     validates = job.data.splits.validation > 0
+    universal = resume is not None and seals.read(resume).universal
+    deepspeed = deepspeed_json(config, config.reduce_bucket_elements, universal=universal)
     return TrainingArguments(
         output_dir=str(job.out / seals.FOLDER),
         use_cpu=config.device == "cpu",
-        deepspeed=None if config.parallel == "layers" else deepspeed_json(config, config.reduce_bucket_elements),
+        deepspeed=None if config.parallel == "layers" else deepspeed,
         max_steps=steps,
         per_device_train_batch_size=config.micro_batch_rows,
         gradient_accumulation_steps=config.accumulation,

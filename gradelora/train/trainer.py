@@ -17,10 +17,10 @@ from gradelora.train import seals
 from gradelora.train.budget import Budget
 from gradelora.train.choice import Choice
 from gradelora.train.collate import IGNORED, RowCollator
+from gradelora.train.job import Origin
 from gradelora.train.judge import Judge
 from gradelora.train.result import adapter_weights
 
-TRAINER_STATE = "trainer_state.json"
 BEST = "best_adapter.safetensors"
 
 
@@ -47,7 +47,7 @@ class RowTrainer(Trainer):
         validation_batches: Sequence[tuple[Row, ...]],
         checkpoints: Path,
         keep: int,
-        identity: str,
+        origin: Origin,
         choice: Choice,
         judge: Judge | None,
         budget: Budget | None,
@@ -55,7 +55,7 @@ class RowTrainer(Trainer):
     ) -> None:
         super().__init__(*args, train_dataset=list(micro_batches), eval_dataset=list(validation_batches), **kwargs)
         self.collator, self.validation = collator, validation
-        self.checkpoints, self.keep, self.identity = checkpoints, keep, identity
+        self.checkpoints, self.keep, self.origin = checkpoints, keep, origin
         self.choice, self.judge, self.budget = choice, judge, budget
         self.best: dict[str, torch.Tensor] | None = None
         if budget is not None:
@@ -118,7 +118,7 @@ class RowTrainer(Trainer):
 
     def restore(self, checkpoint: Path) -> None:
         """What a checkpoint says before training goes on: the log, and the best adapter on rank 0."""
-        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
+        self.state = TrainerState.load_from_json(str(checkpoint / seals.TRAINER_STATE))
         if self.args.should_save and (checkpoint / BEST).exists():
             self.best = load_file(checkpoint / BEST)
 
@@ -147,13 +147,18 @@ class RowTrainer(Trainer):
         self._save_optimizer_and_scheduler(str(folder))
         self._save_rng_state(str(folder))
         if self.args.should_save:
-            self.state.save_to_json(str(folder / TRAINER_STATE))
+            self.state.save_to_json(str(folder / seals.TRAINER_STATE))
             if self.best is not None:
                 save_file(self.best, folder / BEST)
         barrier()
         if self.args.should_save:
-            world_size = self.args.world_size
-            seals.seal(folder, step=self.state.global_step, world_size=world_size, identity=self.identity)
+            seals.seal(
+                folder,
+                step=self.state.global_step,
+                world_size=self.args.world_size,
+                identity=self.origin.identity,
+                origin=self.origin,
+            )
             seals.prune(self.checkpoints, self.keep)
         barrier()
         if self.budget is not None:

@@ -5,10 +5,11 @@ from typing import Any
 from gradelora.config import TrainConfig
 
 
-def deepspeed_json(config: TrainConfig, elements: int) -> dict[str, Any]:
+def deepspeed_json(config: TrainConfig, elements: int, *, universal: bool = False) -> dict[str, Any]:
     """What DeepSpeed is told.  The optimizer is left to the Trainer: torch's AdamW needs no compiler.
 
     `elements` is the number of trainable parameters where known: a larger bucket only takes memory.
+    `universal`: the checkpoint to resume from was converted from another number of processes.
     """
     bucket = min(config.reduce_bucket_elements, max(elements, 1000))
     zero: dict[str, Any] = {
@@ -31,7 +32,9 @@ def deepspeed_json(config: TrainConfig, elements: int) -> dict[str, Any]:
             "allgather_partitions": True,
             "allgather_bucket_size": bucket,
             "reduce_scatter": True,
-            "round_robin_gradients": True,
+            # On, the universal conversion takes each parameter for another (DeepSpeed 0.19.8 links
+            # fp32 values in the groups' order, its flat buffer is in round-robin order).
+            "round_robin_gradients": False,
         }
     return {
         "train_micro_batch_size_per_gpu": config.micro_batch_rows,
@@ -41,6 +44,7 @@ def deepspeed_json(config: TrainConfig, elements: int) -> dict[str, Any]:
         "bf16": {"enabled": config.precision == "bf16"},
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
+        "checkpoint": {"load_universal": universal},
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
