@@ -84,6 +84,13 @@ def test_more_processes_than_gpus_are_refused(
         train(changed(device="cuda"), snapshot, data, out=tmp_path, runtime=RUNTIME)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 6])
+def test_saving_and_evaluating_happen_on_small_data_too(steps: int) -> None:
+    from gradelora.train.setup import interval
+
+    assert 1 <= interval(0.25, steps) <= steps
+
+
 def test_importing_the_stage_imports_nothing_heavy() -> None:
     heavy = ("torch", "transformers", "deepspeed", "datasets", "numpy")
     code = f"import sys, gradelora.train; print([m for m in {heavy} if m in sys.modules])"

@@ -14,6 +14,7 @@ from gradelora.hardware import missing_tools, this_machine
 from gradelora.nodes import number_of_nodes, processes_on_each
 from gradelora.preflight.kept import keep
 from gradelora.preflight.plan import Plan, make_plan
+from gradelora.trackers import check_trackers
 
 # So many ways out are named in a refusal.
 WAYS_NAMED = 3
@@ -82,7 +83,8 @@ def ways_out(plan: Plan) -> str:
 
 
 def _check_tools(config: RunConfig) -> None:
-    """DeepSpeed compiles on first use."""
+    """DeepSpeed compiles on first use; the services that are reported to need their packages."""
+    check_trackers(config.runtime.report_to)
     missing = missing_tools()
     if missing and config.train.parallel != "layers":
         remedy = "pip install ninja, apt-get install g++"
