@@ -1,44 +1,72 @@
-"""How often the gate promotes what is no better, and what is: simulated evaluations.
+"""How often the gate promotes what is no better, and what is: simulated evaluations, each settled to its end.
 
-A question has its own maximum and difficulty.  The human score of an answer is its true quality
-plus noise, cut into points.  A scorer does the same with its own noise, and in every question
-with its own bias and its own precision: that is what makes the items of a question dependent.
-Base and adapter are drawn alike where they are equally good.
+    python bench/simulate_gate.py [--runs 1000] [--gain 0.1]
+
+A question has its own maximum and difficulty, a student an ability.  The human score of an answer
+is its true quality plus noise, cut into points.  A scorer does the same with its own noise, in
+every question with its own bias and precision, and towards every student with its own bias: that
+is what makes answers of one question, and those of one student, dependent.  Base and adapter are
+drawn alike where they are equally good; a real gain is an adapter with less noise, as much less as
+moves QWK by `gate.expected_gain` over many questions.
+
+Every run is the whole gate: predictions are written, measured and summarised as the evaluate
+stage does it, and `gate.settle` judges them and moves the champion or keeps the refusal.  A line
+says how often it promoted; `power` is the mean of what the verdicts themselves said.
 """
 
+import argparse
+import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from gradelora.artifacts import Adapter, EvalReport
+from gradelora.champion import champion_of, read_champions
 from gradelora.config import EvaluateConfig, GateConfig
 from gradelora.evaluate import agreement
-from gradelora.evaluate.intervals import difference_interval, resampled_sums
-from gradelora.evaluate.measure import Bootstrap
-from gradelora.evaluate.predictions import Prediction
-from gradelora.evaluate.sections import slices_of
-from gradelora.gate import comparison_of, decide
+from gradelora.evaluate.metrics import write_metrics
+from gradelora.evaluate.predictions import FILE, Prediction, write_predictions
+from gradelora.evaluate.sections import summarise
+from gradelora.gate import Verdict, settle
 
 RATER_NOISE = 0.35
-BIAS_SD = 0.25
+QUESTION_BIAS_SD = 0.25
+STUDENT_BIAS_SD = 0.4
 PRECISION_SD = 0.3
 BASE_NOISE = 0.9
+ABILITY_SD = 0.6
+RESAMPLES = 500
+NAME = "simulated"
 
 
-def scored(rng: np.random.Generator, quality_QN: np.ndarray, noise: float) -> np.ndarray:
-    """A scorer's view of the true quality [Q, N] before it is cut into points."""
-    questions = (len(quality_QN), 1)
-    bias = rng.normal(0, BIAS_SD, questions)
-    spread = noise * np.exp(rng.normal(0, PRECISION_SD, questions))
-    return quality_QN + bias + spread * rng.standard_normal(quality_QN.shape)
+@dataclass(frozen=True)
+class World:
+    """`students` answer all of `questions`; `named`: the data say who wrote what."""
+
+    questions: int
+    students: int
+    named: bool
 
 
-def draw(seed: int, questions: int, answers: int, adapter_noise: float) -> tuple[np.ndarray, ...]:
-    """(maximum [Q, 1], human, base, adapter [Q, N]) in points."""
+def scored(rng: np.random.Generator, quality_QS: np.ndarray, noise: float) -> np.ndarray:
+    """A scorer's view of the true quality [Q, S] before it is cut into points."""
+    questions, students = quality_QS.shape
+    bias = rng.normal(0, QUESTION_BIAS_SD, (questions, 1)) + rng.normal(0, STUDENT_BIAS_SD, (1, students))
+    spread = noise * np.exp(rng.normal(0, PRECISION_SD, (questions, 1)))
+    return quality_QS + bias + spread * rng.standard_normal(quality_QS.shape)
+
+
+def draw(seed: int, questions: int, students: int, adapter_noise: float) -> tuple[np.ndarray, ...]:
+    """(maximum [Q, 1], human, base, adapter [Q, S]) in points."""
     rng = np.random.default_rng(seed)
     maximum = rng.integers(2, 6, (questions, 1))
     difficulty = rng.normal(0, 0.5, (questions, 1))
-    quality = rng.standard_normal((questions, answers)) + difficulty
+    ability = rng.normal(0, ABILITY_SD, (1, students))
+    rest = np.sqrt(1 - ABILITY_SD**2) * rng.standard_normal((questions, students))
+    quality = rest + ability + difficulty
 
     def points(view: np.ndarray) -> np.ndarray:
         return np.clip(np.round((view / 4 + 0.5) * maximum), 0, maximum)
@@ -47,43 +75,45 @@ def draw(seed: int, questions: int, answers: int, adapter_noise: float) -> tuple
     return maximum, human, points(scored(rng, quality, BASE_NOISE)), points(scored(rng, quality, adapter_noise))
 
 
-def gains(
-    runs: int, questions: int, answers: int, adapter_noise: float, resamples: int
-) -> Iterator[tuple[float, float]]:
-    """(gain, lower end of its interval) of the pooled QWK, run by run."""
-    config = EvaluateConfig(resamples=resamples)
-    units = np.repeat(np.arange(questions), answers)
-    for run in range(runs):
-        _, human, base, adapter = (array.ravel() for array in draw(run, questions, answers, adapter_noise))
-        step = np.ones(human.size)
-        both = [agreement.moments(human, view, step) for view in (base, adapter)]
-        before, after = (
-            agreement.qwk(resampled_sums(terms, units, resamples=resamples, seed=config.seed)) for terms in both
-        )
-        value = float(agreement.qwk(both[1].sum(0)) - agreement.qwk(both[0].sum(0)))
-        found = difference_interval(value, after - before, confidence_level=config.confidence_level, units=questions)
-        yield value, -np.inf if found.low is None else found.low
+def true_gain(adapter_noise: float) -> float:
+    """QWK of the adapter less that of the base over many questions and students."""
+    _, human, base, adapter = (array.ravel() for array in draw(0, 1500, 300, adapter_noise))
+    step = np.ones(human.size)
+    before, after = (float(agreement.qwk(agreement.moments(human, view, step).sum(0))) for view in (base, adapter))
+    return after - before
 
 
-def predictions(seed: int, questions: int, answers: int, adapter_noise: float) -> list[Prediction]:
+def noise_of(gain: float) -> float:
+    """The adapter's noise that makes a true gain, by bisection."""
+    low, high = 0.0, BASE_NOISE
+    for _ in range(12):
+        middle = (low + high) / 2
+        low, high = (middle, high) if true_gain(middle) > gain else (low, middle)
+    return (low + high) / 2
+
+
+def predictions(
+    seed: int, questions: int, students: int, adapter_noise: float, named: bool = False
+) -> list[Prediction]:
     """One simulated evaluation as the stage would write it."""
-    maximum, human, base, adapter = draw(seed, questions, answers, adapter_noise)
+    maximum, human, base, adapter = draw(seed, questions, students, adapter_noise)
     made = []
     for q in range(questions):
         scale = tuple(float(s) for s in range(int(maximum[q, 0]) + 1))
-        for a in range(answers):
+        for s in range(students):
             views = {}
-            for name, score in (("base", base[q, a]), ("adapter", adapter[q, a])):
+            for name, score in (("base", base[q, s]), ("adapter", adapter[q, s])):
                 views |= {f"{name}_score": score, f"{name}_expected": score, f"{name}_confidence": 1.0}
                 views |= {f"{name}_mass": 1.0, f"{name}_greedy": score, f"{name}_log_probabilities": ()}
             made.append(
                 Prediction(
-                    item_id=f"{q}:{a}",
-                    record_id=f"{a}",
+                    item_id=f"{s}:{q}",
+                    record_id=f"{s}",
                     question_key=f"q{q:03}",
                     split="unseen_answers",
+                    student=s if named else None,
                     group=None,
-                    score=human[q, a],
+                    score=human[q, s],
                     max_score=maximum[q, 0],
                     rater2_score=None,
                     step=1.0,
@@ -94,34 +124,64 @@ def predictions(seed: int, questions: int, answers: int, adapter_noise: float) -
     return made
 
 
-def gate_rate(runs: int, questions: int, answers: int, adapter_noise: float, resamples: int) -> tuple[float, float]:
-    """(share promoted by the whole gate, share refused for a question's loss alone)."""
-    bootstrap = Bootstrap(resamples, 0.95, 0, ("qwk",))
-    promoted = lost = 0
+def evaluated(folder: Path, made: list[Prediction], config: EvaluateConfig) -> EvalReport:
+    """The evaluate stage's folder of these predictions."""
+    folder.mkdir()
+    write_predictions(folder / FILE, made)
+    metrics = summarise(made, dict.fromkeys((p.item_id for p in made), 1), {}, config)
+    write_metrics(folder, metrics)
+    whole = metrics.sections[0].whole
+    facts = {"base_qwk": whole.base.qwk, "adapter_qwk": whole.adapter.qwk, "qwk_gain": whole.gain.qwk}
+    return EvalReport.collect(folder, split="unseen_answers", items=whole.items, **facts)
+
+
+def verdicts(runs: int, world: World, adapter_noise: float, resamples: int = RESAMPLES) -> Iterator[Verdict]:
+    """Each run settled in a store of its own, its champion and its refusals looked at."""
+    config = EvaluateConfig(resamples=resamples)
+    facts = {"trainable_parameters": 1, "total_parameters": 2, "steps": 1, "final_loss": 1.0}
     for run in range(runs):
-        made = predictions(run, questions, answers, adapter_noise)
-        slices = slices_of("unseen_answers", made, bootstrap)
-        verdict = decide(GateConfig(), comparison_of("base", "simulated", "unseen_answers", 0.95, *slices))
-        promoted += verdict.promoted
-        lost += not verdict.promoted and "loses" in verdict.reason
-    return promoted / runs, lost / runs
+        with tempfile.TemporaryDirectory() as name:
+            root = Path(name)
+            (root / "adapter").mkdir()
+            adapter = Adapter.collect(root / "adapter", repo_id="a/b", commit="c", **facts)
+            made = predictions(run, world.questions, world.students, adapter_noise, world.named)
+            report = evaluated(root / "report", made, config)
+            verdict = settle(root, NAME, GateConfig(), config, adapter, report, "data")
+            assert (champion_of(root, NAME) is not None) == verdict.promoted
+            assert len(read_champions(root, NAME).refusals) == (not verdict.promoted)
+            yield verdict
 
 
-def main(runs: int) -> None:
-    """Print both tables."""
-    started = time.process_time()
-    resamples, answers = 500, 14
+WORLDS = tuple(World(q, s, named) for named in (False, True) for q, s in ((5, 40), (10, 14), (10, 40), (30, 40)))
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=1000, help="simulated evaluations a line")
+    parser.add_argument("--gain", type=float, default=GateConfig().expected_gain, help="QWK; a real gain's size")
+    arguments = parser.parse_args()
+    started, runs = time.process_time(), arguments.runs
+    noise = noise_of(arguments.gain)
     error = 1.96 * np.sqrt(0.025 * 0.975 / runs)
-    print(f"{runs} simulated evaluations a line, {answers} answers a question, {resamples} resamples")
-    print(f"Equally good: at most 2.5 % +- {100 * error:.1f} % may have a lower end above 0.")
-    print(f"{'questions':>9} {'adapter noise':>13} {'mean gain':>9} {'lower end > 0':>13}")
-    for questions in (5, 10, 30, 100):
-        for noise in (BASE_NOISE, 0.8, 0.7, 0.55, 0.4):
-            found = np.array(list(gains(runs, questions, answers, noise, resamples)))
-            print(f"{questions:>9} {noise:>13} {found[:, 0].mean():>9.3f} {100 * (found[:, 1] > 0).mean():>11.1f} %")
-    print(f"The whole gate, with its rule for single questions, {runs // 10} evaluations a line:")
-    print(f"{'questions':>9} {'adapter noise':>13} {'promoted':>9} {'a question lost':>15}")
-    for noise in (BASE_NOISE, 0.7, 0.4):
-        promoted, lost = gate_rate(runs // 10, 10, answers, noise, 200)
-        print(f"{10:>9} {noise:>13} {100 * promoted:>7.1f} % {100 * lost:>13.1f} %")
+    print(f"{runs} gates a line, {RESAMPLES} resamples; noise {BASE_NOISE} for the base, {noise:.3f} for a real gain")
+    print(f"Equally good: at most 2.5 % may be promoted, in {runs} runs at most {100 * (0.025 + error):.1f} %.")
+    print(f"{'questions':>9} {'students':>8} {'named':>6} {'true gain':>9} {'measured':>8} {'promoted':>9} {'power':>7}"
+          f" {'a loss':>7}")  # fmt: skip
+    for world in WORLDS:
+        for gain, adapter_noise in ((0.0, BASE_NOISE), (arguments.gain, noise)):
+            found = list(verdicts(runs, world, adapter_noise))
+            promoted = np.mean([v.promoted for v in found])
+            measured = np.mean([v.comparison.gain.value for v in found])
+            power = np.mean([v.power for v in found])
+            lost = np.mean([bool(v.losses) for v in found])
+            print(
+                f"{world.questions:>9} {world.students:>8} {'yes' if world.named else 'no':>6} {gain:>9.3f} "
+                f"{measured:>8.3f} {100 * promoted:>7.1f} % {100 * power:>5.0f} % {100 * lost:>5.1f} %",
+                flush=True,
+            )
     print(f"{time.process_time() - started:.0f} CPU-s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 """The champion of a deployment: which adapter is in use, how it came to be, and the way back.
 
-`<store root>/champions/<name>.json` keeps every promotion and every step back.  It is replaced
+`<store root>/champions/<name>.json` keeps every promotion, every step back and every refusal.  It is replaced
 as a whole, so a reader sees the old state or the new one, and locked while it is changed.
 """
 
@@ -43,12 +43,23 @@ class Event(Frozen):
     when: str
 
 
+class Refusal(Frozen):
+    """An adapter that the gate did not let pass; it stays in the store."""
+
+    adapter: Adapter
+    report: EvalReport
+    data_digest: str
+    reason: str
+    refused: str
+
+
 class Champions(Frozen):
     """Everything that one deployment's file says."""
 
     current: int | None = None
     promotions: tuple[Champion, ...] = ()
     log: tuple[Event, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
 
     @property
     def champion(self) -> Champion | None:
@@ -90,13 +101,25 @@ def promote(root: Path, name: str, *, adapter: Adapter, report: EvalReport, data
             previous=before.current,
         )
         place = len(before.promotions)
-        after = Champions(
-            current=place,
-            promotions=(*before.promotions, champion),
-            log=(*before.log, Event(what="promoted", champion=place, when=now)),
+        after = before.model_copy(
+            update={
+                "current": place,
+                "promotions": (*before.promotions, champion),
+                "log": (*before.log, Event(what="promoted", champion=place, when=now)),
+            }
         )
         _write(_file(root, name), after)
     return champion
+
+
+def refuse(root: Path, name: str, *, adapter: Adapter, report: EvalReport, data_digest: str, reason: str) -> None:
+    """Keep the adapter's refusal with its reason; nothing changes where it was refused like this before."""
+    with _held(root, name):
+        before = read_champions(root, name)
+        if any((r.adapter.digest, r.reason) == (adapter.digest, reason) for r in before.refusals):
+            return
+        refusal = Refusal(adapter=adapter, report=report, data_digest=data_digest, reason=reason, refused=_now())
+        _write(_file(root, name), before.model_copy(update={"refusals": (*before.refusals, refusal)}))
 
 
 def rollback(root: Path, name: str) -> Champion | None:
@@ -110,7 +133,7 @@ def rollback(root: Path, name: str) -> Champion | None:
             raise BadConfig(f"{name}: the base is in use, there is no champion to roll back; see {_file(root, name)}")
         place = before.champion.previous
         event = Event(what="rolled back", champion=place, when=_now())
-        after = Champions(current=place, promotions=before.promotions, log=(*before.log, event))
+        after = before.model_copy(update={"current": place, "log": (*before.log, event)})
         _write(_file(root, name), after)
     return after.champion
 

@@ -13,10 +13,11 @@ base.  When the data have changed, evaluate the champion's adapter on the new da
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gradelora.artifacts import Adapter, EvalReport, Frozen, Interval, Split
-from gradelora.champion import Champion
+from gradelora.champion import Champion, champion_of, promote, refuse
 from gradelora.config import EvaluateConfig, GateConfig
 from gradelora.errors import BadConfig
 
@@ -43,8 +44,9 @@ class Comparison(Frozen):
     why: str
     split: Split
     items: int
-    unit: Literal["question", "record"]
+    unit: Literal["question", "student", "record"]
     units: int
+    students: int
     confidence_level: float
     rival_qwk: Interval
     adapter_qwk: Interval
@@ -57,16 +59,38 @@ class Verdict(Frozen):
 
     `losses` are the parts that refuse the adapter, `doubtful` those that lost as much without
     their interval bearing it out, `not_judged` those with fewer than MIN_ITEMS items or no QWK.
+    `power` is the probability that items like these show a true gain of `expected_gain`.
     """
 
     promoted: bool
     reason: str
     margin: float
     max_question_loss: float
+    expected_gain: float
+    power: float | None
     comparison: Comparison
     losses: tuple[PartGain, ...]
     doubtful: tuple[PartGain, ...]
     not_judged: tuple[PartGain, ...]
+
+
+def settle(
+    root: Path,
+    name: str,
+    config: GateConfig,
+    evaluation: EvaluateConfig,
+    adapter: Adapter,
+    report: EvalReport,
+    data_digest: str,
+) -> Verdict:
+    """`judge` against the champion of the deployment `name`, and move its pointer or keep the refusal.
+
+    Raises BadConfig where the split has no items, Damaged where the record of champions is.
+    """
+    verdict = judge(config, evaluation, adapter, report, data_digest, champion_of(root, name))
+    keep = promote if verdict.promoted else refuse
+    keep(root, name, adapter=adapter, report=report, data_digest=data_digest, reason=verdict.reason)
+    return verdict
 
 
 def judge(
@@ -103,14 +127,41 @@ def decide(config: GateConfig, comparison: Comparison) -> Verdict:
     shown = low is not None and low > config.margin
     return Verdict(
         promoted=shown and not losses,
-        reason=_reason(config, comparison, shown, losses),
+        reason=_reason(config, comparison, shown, losses) + _in_doubt(config, comparison, shown),
         margin=config.margin,
         max_question_loss=config.max_question_loss,
+        expected_gain=config.expected_gain,
+        power=power(config, comparison),
         comparison=comparison,
         losses=losses,
         doubtful=tuple(p for p in worse if p not in losses),
         not_judged=tuple(p for p in comparison.parts if p not in enough),
     )
+
+
+def power(config: GateConfig, comparison: Comparison) -> float | None:
+    """How probably items like these show a true gain of `gate.expected_gain`; None without an interval.
+
+    The first condition alone, by the noncentral t distribution with the measured standard error.
+    """
+    from scipy import stats
+
+    from gradelora.evaluate.intervals import t_quantile
+
+    gain, units = comparison.gain, min(comparison.units, comparison.students or comparison.units)
+    if gain.value is None or gain.high is None or gain.high <= gain.value:
+        return None
+    quantile = t_quantile(comparison.confidence_level, units)
+    error = (gain.high - gain.value) / quantile
+    return round(float(stats.nct.sf(quantile, units - 1, (config.expected_gain - config.margin) / error)), 4)
+
+
+def _in_doubt(config: GateConfig, comparison: Comparison, shown: bool) -> str:
+    """What a refusal for want of proof is worth; empty where the proof is there, or nothing can be said."""
+    chance = None if shown else power(config, comparison)
+    if chance is None:
+        return ""
+    return f"; a true gain of {config.expected_gain:.3f} would be shown in {100 * chance:.0f} % of such evaluations"
 
 
 def compare_with_base(split: Split, report: EvalReport, why: str) -> Comparison:
@@ -163,6 +214,7 @@ def comparison_of(
         items=whole.items,
         unit=whole.unit,
         units=whole.units,
+        students=whole.students,
         confidence_level=confidence_level,
         rival_qwk=whole.base.qwk,
         adapter_qwk=whole.adapter.qwk,
@@ -194,7 +246,8 @@ def _why_base(champion: Champion | None, report: EvalReport, data_digest: str, s
 def _reason(config: GateConfig, comparison: Comparison, shown: bool, losses: Sequence[PartGain]) -> str:
     gain = comparison.gain
     rival = "the base" if comparison.rival == "base" else "the champion"
-    where = f"on {comparison.split} ({comparison.items} items, {comparison.units} {comparison.unit}s)"
+    students = f", {comparison.students} students" if comparison.students else ""
+    where = f"on {comparison.split} ({comparison.items} items, {comparison.units} {comparison.unit}s{students})"
     figures = f"QWK {_spell(comparison.adapter_qwk.value)} against {rival}'s {_spell(comparison.rival_qwk.value)}"
     if gain.value is None or gain.low is None or gain.high is None:
         return f"refused {where}: {figures}, and the gain has no interval ({gain.reason or 'too few items'})"

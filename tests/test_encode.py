@@ -20,7 +20,8 @@ from gradelora.prompt import load_layout
 from gradelora.scoring.grid import coarsest_step, grid
 from tests.tiny_tokenizers import CHATML, CHATML_TEMPLATE, HARMONY, write_tokenizer
 
-STRINGS = ("item_id", "record_id", "question", "answer", "rubric", "question_key", "group", "feedback", "split")
+STRINGS = ("item_id", "record_id", "question", "answer", "rubric", "question_key", "student_id", "group")
+STRINGS += ("feedback", "split")
 NUMBERS = ("score", "max_score", "rater2_score")
 ITEMS = pa.schema([*((name, pa.string()) for name in STRINGS), *((name, pa.float64()) for name in NUMBERS)])
 HARMONY_CONFIG = EncodeConfig(layout="harmony")
@@ -34,6 +35,7 @@ def an_item(number: int, **changes: Any) -> dict[str, Any]:
         "answer": f"The heat makes it hot {number}.",
         "rubric": "Names heat.",
         "question_key": "q1",
+        "student_id": None,
         "group": None,
         "feedback": None,
         "split": "train",
@@ -306,16 +308,20 @@ def test_the_stage_runs_in_a_child_process(tmp_path):
     assert rows(dataset)[0]["item_id"] == "a:1:0"
 
 
-def test_the_encoding_is_that_of_version_1(tmp_path, encoded):
+def test_the_encoding_is_that_of_version_2(tmp_path, encoded):
     # Bytes alone as vocabulary: no training that another release of tokenizers could do otherwise.
     # When this fails on purpose, bump gradelora.encode.VERSION.
     write_tokenizer(tmp_path / "bytes", merges=0)
     snapshot = ModelSnapshot(path=tmp_path / "bytes", files=(), repo_id="o/m", commit="c")
-    items = [an_item(1), an_item(2, answer="é <|end|>", score=2.5), an_item(3, split="validation", answer="hot " * 99)]
+    items = [
+        an_item(1),
+        an_item(2, answer="é <|end|>", score=2.5, student_id="p7"),
+        an_item(3, split="validation", answer="hot " * 99),
+    ]
     out = tmp_path / "out"
     out.mkdir()
     config = EncodeConfig(layout="harmony", max_length=900)
     dataset = encode(config, records_of(tmp_path / "in", items), snapshot, out=out, runtime=Runtime())
     content = json.dumps([rows(dataset), rows(dataset, "validation"), lines(dataset)])
     content += (out / "candidates.json").read_text()
-    assert hashlib.sha256(content.encode()).hexdigest()[:16] == "2a61a429c93ff7e7"
+    assert hashlib.sha256(content.encode()).hexdigest()[:16] == "66665f7c1852f18e"

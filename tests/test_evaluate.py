@@ -58,6 +58,7 @@ def encoded(folder: Path, per_split: dict[str, int]) -> EncodedDataset:
                         "score": candidates[f"q{q}"]["scores"][place],
                         "max_score": 2.0,
                         "rater2_score": float(generator.randrange(3)) if a % 2 else None,
+                        "student_id": f"s{a}" if split == "validation" else None,
                         "group": "a" if a % 3 else None,
                     }
                 )
@@ -72,6 +73,7 @@ def encoded(folder: Path, per_split: dict[str, int]) -> EncodedDataset:
                 "score": datasets.Value("float64"),
                 "max_score": datasets.Value("float64"),
                 "rater2_score": datasets.Value("float64"),
+                "student_id": datasets.Value("string"),
                 "group": datasets.Value("string"),
             }
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.simulate_gate import BASE_NOISE, gains, predictions
+from bench.simulate_gate import BASE_NOISE, World, predictions, true_gain, verdicts
 from gradelora.artifacts import Adapter, EvalReport, Interval
 from gradelora.champion import Champion, champion_of, promote, read_champions, rollback
 from gradelora.config import EvaluateConfig, GateConfig
@@ -15,7 +15,7 @@ from gradelora.errors import BadConfig, Damaged
 from gradelora.evaluate.metrics import write_metrics
 from gradelora.evaluate.predictions import FILE, Prediction, write_predictions
 from gradelora.evaluate.sections import summarise
-from gradelora.gate import Comparison, PartGain, decide, judge
+from gradelora.gate import Comparison, PartGain, decide, judge, power, settle
 
 EVALUATION = EvaluateConfig(resamples=300)
 
@@ -32,6 +32,7 @@ def comparison(gain: Interval, *parts: PartGain) -> Comparison:
         items=140,
         unit="question",
         units=10,
+        students=0,
         confidence_level=0.95,
         rival_qwk=figure(0.25),
         adapter_qwk=figure(0.75),
@@ -207,11 +208,53 @@ def test_gate_and_champion_import_no_torch() -> None:
     assert ran.stdout.strip() == "False"
 
 
+def test_a_refused_adapter_is_kept_with_its_reason_once(tmp_path: Path) -> None:
+    made = good()
+    worse = [p.model_copy(update={"base_score": p.adapter_score, "adapter_score": p.base_score}) for p in made]
+    mine, result = adapter(tmp_path / "a", "a"), report(tmp_path / "r", worse)
+    for _ in range(2):
+        verdict = settle(tmp_path / "store", "demo", GateConfig(), EVALUATION, mine, result, "d")
+        assert not verdict.promoted
+    (kept,) = read_champions(tmp_path / "store", "demo").refusals
+    assert (kept.adapter, kept.reason) == (mine, verdict.reason)
+    better = adapter(tmp_path / "b", "b")
+    assert settle(
+        tmp_path / "store", "demo", GateConfig(), EVALUATION, better, report(tmp_path / "q", made), "d"
+    ).promoted
+    after = read_champions(tmp_path / "store", "demo")
+    assert after.champion is not None
+    assert (after.champion.adapter, after.refusals) == (better, (kept,))
+    rollback(tmp_path / "store", "demo")
+    assert read_champions(tmp_path / "store", "demo").refusals == (kept,)
+
+
+def test_a_refusal_says_how_surely_the_expected_gain_would_have_been_shown() -> None:
+    # The expected gain is as large as the interval reaches: the estimate has to lie above its own mean.
+    verdict = decide(GateConfig(expected_gain=0.1), comparison(figure(0.05, -0.05, 0.15)))
+    assert verdict.power == pytest.approx(0.5, abs=0.05)
+    assert verdict.reason.endswith(
+        f"; a true gain of 0.100 would be shown in {100 * verdict.power:.0f} % of such evaluations"
+    )
+    # Without any gain it is alpha.
+    tiny = decide(GateConfig(expected_gain=1e-9), comparison(figure(0.05, -0.05, 0.15)))
+    assert tiny.power == pytest.approx(0.025, abs=1e-3)
+    sure = decide(GateConfig(expected_gain=0.1), comparison(figure(0.5, 0.49, 0.51)))
+    assert sure.power == 1
+    assert "would be shown" not in sure.reason
+
+
 @pytest.mark.slow
-def test_a_thousand_equally_good_adapters_are_promoted_in_at_most_alpha() -> None:
-    """One-sided 2.5 % and two standard errors of 1,000 runs; a real gain of 0.13 QWK is seen with power."""
-    null = np.array(list(gains(1000, 10, 14, BASE_NOISE, 400)))
-    assert (null[:, 1] > 0).mean() <= 0.025 + 2 * np.sqrt(0.025 * 0.975 / 1000)
-    real = np.array(list(gains(300, 20, 14, 0.4, 400)))
-    assert real[:, 0].mean() == pytest.approx(0.13, abs=0.02)
-    assert (real[:, 1] > 0).mean() > 0.85
+@pytest.mark.parametrize("named", [False, True])
+def test_equally_good_adapters_are_promoted_in_at_most_alpha(named: bool) -> None:
+    """One-sided 2.5 % and two standard errors of 120 runs; `bench/simulate_gate.py` makes a thousand."""
+    null = [v.promoted for v in verdicts(120, World(10, 14, named), BASE_NOISE, 200)]
+    assert np.mean(null) <= 0.025 + 2 * np.sqrt(0.025 * 0.975 / 120)
+
+
+@pytest.mark.slow
+def test_a_real_gain_is_promoted_about_as_often_as_the_verdicts_say() -> None:
+    assert true_gain(0.3) == pytest.approx(0.138, abs=0.005)
+    found = list(verdicts(60, World(20, 20, True), 0.3, 200))
+    promoted = np.mean([v.promoted for v in found])
+    said = np.mean([power(GateConfig(expected_gain=0.138), v.comparison) for v in found])
+    assert promoted == pytest.approx(said, abs=2 * np.sqrt(said * (1 - said) / 60))

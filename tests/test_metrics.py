@@ -9,9 +9,10 @@ from scipy import stats
 from sklearn.metrics import cohen_kappa_score
 
 from gradelora.evaluate import agreement
-from gradelora.evaluate.intervals import MIN_QUESTIONS, expanded_tail, resampled_sums
+from gradelora.evaluate.intervals import Resampled, expanded_tail, interval
 from gradelora.evaluate.measure import Bootstrap, Items, confusion, measure, measure_scores
 from gradelora.evaluate.metrics import Slice
+from gradelora.evaluate.resampling import MIN_UNITS, resampled_by_question, resampled_sums, units_of
 from gradelora.evaluate.sections import calibration, learn, measure_records
 
 NONE = Bootstrap(0, 0.95, 0, ())
@@ -19,11 +20,12 @@ SOME = Bootstrap(500, 0.95, 0)
 ONE_SCORE = "both give every item one and the same score: no chance agreement to beat"
 
 
-def items(human, scored, *, base=None, questions=None, records=None, rater2=None, step=1.0) -> Items:
+def items(human, scored, *, base=None, questions=None, records=None, students=None, rater2=None, step=1.0) -> Items:
     n = len(human)
     return Items(
         questions=tuple(questions or ["q"] * n),
         records=tuple(records or [f"r{i}" for i in range(n)]),
+        students=tuple(students or [None] * n),
         human=np.array(human, dtype=float),
         rater2=np.array([math.nan if r is None else r for r in rater2 or [None] * n], dtype=float),
         base=np.array(scored if base is None else base, dtype=float),
@@ -244,7 +246,7 @@ def simulated(questions: int, answers: int, seed: int = 0) -> Items:
 @pytest.mark.parametrize("questions", [3, 12])
 def test_every_interval_holds_its_estimate_and_questions_are_the_units_if_enough(questions: int) -> None:
     case = measure("case", simulated(questions, 20), SOME)
-    assert (case.unit, case.units) == (("question", 12) if questions >= MIN_QUESTIONS else ("record", 60))
+    assert (case.unit, case.units) == (("question", 12) if questions >= MIN_UNITS else ("record", 60))
     for agreed in (case.base, case.adapter, case.ceiling):
         for name in ("qwk", "mean_question_qwk", "within_question_qwk", "exact", "pearson", "mae", "smd"):
             figure = getattr(agreed, name)
@@ -293,3 +295,71 @@ def test_resamples_without_kappa_are_counted_not_hidden() -> None:
     assert qwk.value == 1
     assert qwk.low is None
     assert qwk.reason.startswith("no interval: undefined in 1")
+
+
+def test_without_students_nothing_is_crossed() -> None:
+    questions, records = [f"q{i % 6}" for i in range(60)], [f"r{i // 6}" for i in range(60)]
+    assert len(units_of(questions, records, [None] * 60).ways) == 1
+    # A student with one item is no more than the item.
+    assert not units_of(questions, records, list(range(60))).crossed
+    # Three questions are too few to draw: then those who answered are drawn.
+    few = [f"q{i % 3}" for i in range(60)]
+    assert units_of(few, records, [None] * 60).unit == "record"
+    assert units_of(few, records, [i // 12 for i in range(60)]).counts == (5,)
+
+
+def test_items_of_unnamed_students_count_by_their_record() -> None:
+    questions, records = [f"q{i % 6}" for i in range(60)], [f"r{i // 6}" for i in range(60)]
+    students = [i // 12 if i < 36 else None for i in range(60)]
+    units = units_of(questions, records, students)
+    # Three students of two records each, then four records; every answer is a cell of its own
+    # but for the two that a student gave to one question.
+    assert (units.crossed, units.counts, units.students) == (True, (6, 7, 42), 7)
+
+
+def test_sums_by_question_add_up_to_those_of_the_whole() -> None:
+    rng = np.random.default_rng(8)
+    human, scored, units = rng.integers(0, 5, 40) / 2, rng.integers(0, 5, 40) / 2, rng.permutation(40) % 8
+    terms, questions = agreement.moments(human, scored, np.ones(40)), np.arange(40) % 3
+    parts = list(resampled_by_question(terms, questions, units, resamples=20, seed=3))
+    assert np.concatenate(parts).sum(1) == pytest.approx(resampled_sums(terms, units, resamples=20, seed=3))
+
+
+def test_students_with_a_bias_of_their_own_make_the_gain_less_sure() -> None:
+    rng = np.random.default_rng(2)
+    students = np.tile(np.arange(20), 30)
+    bias = rng.integers(-1, 2, 20)[students]
+    human = rng.integers(0, 5, 600)
+    case = items(
+        human,
+        np.clip(human + bias, 0, 4),
+        base=np.clip(human + rng.integers(-1, 2, 600), 0, 4),
+        questions=[f"q{i // 20}" for i in range(600)],
+    )
+    alone = measure("case", case, SOME)
+    crossed = measure("case", replace(case, students=tuple(students.tolist())), SOME)
+    assert (alone.students, crossed.students, crossed.units) == (0, 20, 30)
+    for name in ("qwk", "mean_question_qwk", "within_question_qwk"):
+        without, beside = getattr(alone.gain, name), getattr(crossed.gain, name)
+        assert without.value == beside.value
+        assert beside.high - beside.low > 1.5 * (without.high - without.low), name
+    assert crossed.adapter.qwk.low < alone.adapter.qwk.low < crossed.adapter.qwk.value < crossed.adapter.qwk.high <= 1
+
+
+def test_a_crossed_error_is_that_by_question_and_by_student_less_that_by_item() -> None:
+    ways = tuple(np.array([-1.0, 1.0]) * s for s in (3.0, 2.0, 1.0))
+    # Standard deviations (n - 1) are s x sqrt 2; corrected by 5 / 4, 10 / 9 and 50 / 49.
+    expected = math.sqrt(2 * (9 * 5 / 4 + 4 * 10 / 9 - 50 / 49))
+    assert Resampled(ways, (5, 10, 50)).error == pytest.approx(expected)
+    assert Resampled(ways, (5, 10, 50)).units == 5
+    # Where the items' own error is the largest, the larger of the other two stands.
+    small = Resampled((ways[0], ways[1], 4 * ways[0]), (5, 10, 50))
+    assert small.error == pytest.approx(math.sqrt(2 * 9 * 5 / 4))
+
+
+def test_a_level_widened_by_students_stays_within_its_bounds() -> None:
+    ways = (np.linspace(0.8, 1.0, 101), np.linspace(0.2, 1.0, 101), np.linspace(0.85, 0.95, 101))
+    found = interval(0.95, Resampled(ways, (20, 20, 400)), confidence_level=0.95, bounds=(-1.0, 1.0))
+    assert found.low is not None
+    assert found.low < 0.7
+    assert found.high == 1

@@ -26,6 +26,7 @@ FEATURES = Features(
         "score": Value("float64"),
         "max_score": Value("float64"),
         "rater2_score": Value("float64"),
+        "student_id": Value("string"),
         "group": Value("string"),
     }
 )
@@ -60,6 +61,7 @@ def save_encoded(
                     "score": float(score),
                     "max_score": 3.0,
                     "rater2_score": None,
+                    "student_id": None,
                     "group": None,
                 }
             )

@@ -12,7 +12,7 @@ from pathlib import Path
 from gradelora.artifacts import EncodedDataset, ModelSnapshot, ValidatedRecords
 from gradelora.config import EncodeConfig, Runtime
 
-VERSION = 1
+VERSION = 2
 
 
 def encode(

@@ -25,6 +25,7 @@ FIELDS = {
     "score": pa.float64(),
     "max_score": pa.float64(),
     "rater2_score": pa.float64(),
+    "student_id": pa.string(),
     "group": pa.string(),
 }
 

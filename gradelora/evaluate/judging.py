@@ -75,15 +75,20 @@ def predictions_of(
 ) -> list[Prediction]:
     """All ranks' answers together, in the order of `items`."""
     by_place = {one.place: one for one in judged}
-    return [_prediction(item, candidates[item.question_key], by_place[i]) for i, item in enumerate(items)]
+    numbers = {name: i for i, name in enumerate(dict.fromkeys(item.student_id for item in items if item.student_id))}
+    return [
+        _prediction(item, numbers.get(item.student_id or ""), candidates[item.question_key], by_place[i])
+        for i, item in enumerate(items)
+    ]
 
 
-def _prediction(item: HeldOut, candidates: Candidates, judged: Judged) -> Prediction:
+def _prediction(item: HeldOut, student: int | None, candidates: Candidates, judged: Judged) -> Prediction:
     return Prediction(
         item_id=item.item_id,
         record_id=item.record_id,
         question_key=item.question_key,
         split=item.split,
+        student=student,
         group=item.group,
         score=item.score,
         max_score=item.max_score,

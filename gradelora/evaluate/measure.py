@@ -1,6 +1,6 @@
 """From predictions to metrics: which items, which figure, which interval."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,20 +8,22 @@ import numpy as np
 from gradelora.artifacts import Interval
 from gradelora.evaluate import agreement
 from gradelora.evaluate.agreement import STATISTICS, Array
-from gradelora.evaluate.intervals import (
-    MIN_QUESTIONS,
-    Codes,
-    Unit,
-    difference_interval,
-    figure,
-    interval,
-    numbered,
-    resampled_sums,
-    undefined,
-)
+from gradelora.evaluate.intervals import Resampled, difference_interval, figure, interval, undefined
+from gradelora.evaluate.items import Items
 from gradelora.evaluate.metrics import Agreement, Confusion, Gain, Slice
+from gradelora.evaluate.resampling import Codes, Units, numbered, resampled_by_question, resampled_sums
 
 QUESTION_STATISTICS = ("mean_question_qwk", "within_question_qwk")
+# Where a figure can lie; -1 to 1 where it is not named.
+INFINITE = float("inf")
+BOUNDS = {
+    "exact": (0.0, 1.0),
+    "adjacent": (0.0, 1.0),
+    "within_step": (0.0, 1.0),
+    "mae": (0.0, INFINITE),
+    "rmse": (0.0, INFINITE),
+    "smd": (-INFINITE, INFINITE),
+}
 # Scores are coded as whole steps of the widest of these that holds them all.
 GRIDS = (1.0, 0.5, 0.25, 0.1, 0.05, 0.01)
 
@@ -37,72 +39,34 @@ class Bootstrap:
 
 
 @dataclass(frozen=True)
-class Items:
-    """Columns over N items; `rater2` is NaN where there is none; `labels` are the scale's scores."""
-
-    questions: tuple[str, ...]
-    records: tuple[str, ...]
-    human: Array
-    rater2: Array
-    base: Array
-    adapter: Array
-    step: Array
-    labels: tuple[float, ...]
-
-    def __len__(self) -> int:
-        return len(self.human)
-
-    def where(self, chosen: Sequence[int]) -> "Items":
-        """These items alone."""
-        at = list(chosen)
-        return Items(
-            questions=tuple(self.questions[i] for i in at),
-            records=tuple(self.records[i] for i in at),
-            human=self.human[at],
-            rater2=self.rater2[at],
-            base=self.base[at],
-            adapter=self.adapter[at],
-            step=self.step[at],
-            labels=self.labels,
-        )
-
-    def units(self) -> tuple[Unit, Codes]:
-        """What to resample: questions if there are enough of them, else records."""
-        questions = numbered(list(self.questions))
-        if len(self) and questions.max() + 1 >= MIN_QUESTIONS:
-            return "question", questions
-        return "record", numbered(list(self.records))
-
-
-@dataclass(frozen=True)
 class _Measured:
-    """Point estimates by name, their resamples [B] where intervals are wanted, reasons where undefined."""
+    """Point estimates by name, their resamples where intervals are wanted, reasons where undefined."""
 
     points: dict[str, float]
-    resampled: dict[str, Array]
+    resampled: dict[str, Resampled]
     reasons: dict[str, str]
 
 
 def measure(name: str, items: Items, bootstrap: Bootstrap) -> Slice:
     """Base, adapter and second rater on one set of items."""
-    unit, codes = items.units()
-    units = int(codes.max()) + 1 if len(items) else 0
+    units = items.units()
     double = ~np.isnan(items.rater2)
     everywhere = np.ones(len(items), dtype=bool)
-    base = _measured(items, items.base, everywhere, unit, codes, bootstrap)
-    adapter = _measured(items, items.adapter, everywhere, unit, codes, bootstrap)
-    ceiling = _measured(items, np.nan_to_num(items.rater2), double, unit, codes, bootstrap)
+    base = _measured(items, items.base, everywhere, units, bootstrap)
+    adapter = _measured(items, items.adapter, everywhere, units, bootstrap)
+    ceiling = _measured(items, np.nan_to_num(items.rater2), double, units, bootstrap)
     if not double.any():
         ceiling = _Measured({}, {}, dict.fromkeys((*STATISTICS, *QUESTION_STATISTICS), "no item has a second rating"))
     return Slice(
         name=name,
         items=len(items),
-        unit=unit,
-        units=units,
-        base=_agreement(base, len(items), _prmse(items, items.base), bootstrap, units),
-        adapter=_agreement(adapter, len(items), _prmse(items, items.adapter), bootstrap, units),
-        ceiling=_agreement(ceiling, int(double.sum()), undefined("a rater is no system"), bootstrap, units),
-        gain=_gain(base, adapter, bootstrap, units),
+        unit=units.unit,
+        units=units.counts[0],
+        students=units.students,
+        base=_agreement(base, len(items), _prmse(items, items.base), bootstrap),
+        adapter=_agreement(adapter, len(items), _prmse(items, items.adapter), bootstrap),
+        ceiling=_agreement(ceiling, int(double.sum()), undefined("a rater is no system"), bootstrap),
+        gain=_gain(base, adapter, bootstrap),
         base_confusion=confusion(items.human, items.base, items.labels),
         adapter_confusion=confusion(items.human, items.adapter, items.labels),
     )
@@ -113,36 +77,42 @@ def measure_scores(items: Items, scored: Array, why_not: str) -> Agreement:
     has = ~np.isnan(scored)
     if not has.any():
         reasons = dict.fromkeys((*STATISTICS, *QUESTION_STATISTICS), why_not)
-        return _agreement(_Measured({}, {}, reasons), 0, undefined(why_not), None, 0)
+        return _agreement(_Measured({}, {}, reasons), 0, undefined(why_not), None)
     chosen = items.where(np.flatnonzero(has).tolist())
     none = Bootstrap(0, 0.95, 0, ())
-    unit, codes = chosen.units()
-    measured = _measured(chosen, scored[has], np.ones(len(chosen), dtype=bool), unit, codes, none)
-    return _agreement(measured, len(chosen), _prmse(chosen, scored[has]), None, 0)
+    measured = _measured(chosen, scored[has], np.ones(len(chosen), dtype=bool), chosen.units(), none)
+    return _agreement(measured, len(chosen), _prmse(chosen, scored[has]), None)
 
 
-def _measured(
-    items: Items, scored: Array, chosen: "np.ndarray", unit: Unit, codes: Codes, bootstrap: Bootstrap
-) -> _Measured:
+def _measured(items: Items, scored: Array, chosen: "np.ndarray", units: Units, bootstrap: Bootstrap) -> _Measured:
     """Figures of `scored` on the `chosen` items; the draws are over all items' units, so they are paired."""
     terms = agreement.moments(items.human, scored, items.step) * chosen[:, None]
     points = _points(items.human[chosen], scored[chosen], items.step[chosen])
     reasons = {n: _why(n, items.human[chosen]) for n, v in points.items() if np.isnan(v)}
-    questions = numbered(list(items.questions))
+    questions = numbered(items.questions)
     by_question = np.zeros((int(questions.max()) + 1 if len(items) else 0, terms.shape[1]))
     np.add.at(by_question, questions, terms)
     points |= dict(zip(QUESTION_STATISTICS, (float(v) for v in _over_questions(by_question)), strict=True))
     for name in QUESTION_STATISTICS:
         if np.isnan(points[name]):
             reasons[name] = "undefined in every question" if chosen.any() else "no items"
-    resampled: dict[str, Array] = {}
-    if bootstrap.statistics and chosen.any():
-        sums = resampled_sums(terms, codes, resamples=bootstrap.resamples, seed=bootstrap.seed)
-        resampled = {n: f(sums) for n, f in STATISTICS.items() if n in bootstrap.statistics}
-        if any(n in bootstrap.statistics for n in QUESTION_STATISTICS):
-            both = _resampled_questions(terms, by_question, questions, unit, codes, bootstrap)
-            resampled |= dict(zip(QUESTION_STATISTICS, both, strict=True))
+    ways = [_resampled(terms, questions, codes, bootstrap) for codes in units.ways] if chosen.any() else []
+    resampled = {n: Resampled(tuple(way[n] for way in ways), units.counts) for n in (ways[0] if ways else ())}
     return _Measured(points, resampled, reasons)
+
+
+def _resampled(terms: Array, questions: Codes, codes: Codes, bootstrap: Bootstrap) -> dict[str, Array]:
+    """Each wanted statistic under resamples of the units `codes`: [B]."""
+    wanted = bootstrap.statistics
+    draw = {"resamples": bootstrap.resamples, "seed": bootstrap.seed}
+    found: dict[str, Array] = {}
+    if wanted:
+        sums = resampled_sums(terms, codes, **draw)
+        found = {n: statistic(sums) for n, statistic in STATISTICS.items() if n in wanted}
+    if any(n in wanted for n in QUESTION_STATISTICS):
+        both = _resampled_questions(terms, questions, codes, draw)
+        found |= dict(zip(QUESTION_STATISTICS, both, strict=True))
+    return found
 
 
 def _over_questions(sums: Array) -> tuple[Array, Array]:
@@ -156,16 +126,14 @@ def _over_questions(sums: Array) -> tuple[Array, Array]:
     return mean, within
 
 
-def _resampled_questions(
-    terms: Array, by_question: Array, questions: Codes, unit: Unit, codes: Codes, bootstrap: Bootstrap
-) -> tuple[Array, Array]:
+def _resampled_questions(terms: Array, questions: Codes, codes: Codes, draw: Mapping[str, int]) -> tuple[Array, Array]:
     """The same two for every resample: [B], [B]."""
-    draw = {"resamples": bootstrap.resamples, "seed": bootstrap.seed}
-    if unit == "record":
-        # Fewer than MIN_QUESTIONS: each question's sums under the same draws of records.
-        each = [resampled_sums(terms * (questions == q)[:, None], codes, **draw) for q in range(len(by_question))]
-        return _over_questions(np.stack(each, axis=1))
+    if codes is not questions and not np.array_equal(codes, questions):
+        parts = [_over_questions(sums) for sums in resampled_by_question(terms, questions, codes, **draw)]
+        return np.concatenate([mean for mean, _ in parts]), np.concatenate([within for _, within in parts])
     # Whole questions are drawn, so each keeps its own kappa and counts as often as it is drawn.
+    by_question = np.zeros((int(questions.max()) + 1, terms.shape[1]))
+    np.add.at(by_question, questions, terms)
     kappas = agreement.qwk(by_question)
     columns = [
         np.nan_to_num(kappas),
@@ -241,23 +209,26 @@ def _prmse(items: Items, scored: Array) -> Interval:
         return undefined(str(reason))
 
 
-def _agreement(measured: _Measured, items: int, prmse: Interval, bootstrap: Bootstrap | None, units: int) -> Agreement:
+def _agreement(measured: _Measured, items: int, prmse: Interval, bootstrap: Bootstrap | None) -> Agreement:
     names = (*STATISTICS, *QUESTION_STATISTICS)
-    figures = {name: _figure(name, measured, bootstrap, units) for name in names}
+    figures = {name: _figure(name, measured, bootstrap) for name in names}
     return Agreement(items=items, prmse=prmse, **figures)
 
 
-def _figure(name: str, measured: _Measured, bootstrap: Bootstrap | None, units: int) -> Interval:
+def _figure(name: str, measured: _Measured, bootstrap: Bootstrap | None) -> Interval:
     if name in measured.reasons:
         return undefined(measured.reasons[name])
     if bootstrap is None or name not in measured.resampled:
         return figure(measured.points[name])
     return interval(
-        measured.points[name], measured.resampled[name], confidence_level=bootstrap.confidence_level, units=units
+        measured.points[name],
+        measured.resampled[name],
+        confidence_level=bootstrap.confidence_level,
+        bounds=BOUNDS.get(name, (-1.0, 1.0)),
     )
 
 
-def _gain(base: _Measured, adapter: _Measured, bootstrap: Bootstrap, units: int) -> Gain:
+def _gain(base: _Measured, adapter: _Measured, bootstrap: Bootstrap) -> Gain:
     figures = {}
     for name in Gain.model_fields:
         reason = adapter.reasons.get(name) or base.reasons.get(name)
@@ -269,6 +240,5 @@ def _gain(base: _Measured, adapter: _Measured, bootstrap: Bootstrap, units: int)
             figures[name] = figure(value)
             continue
         resampled = adapter.resampled[name] - base.resampled[name]
-        level = bootstrap.confidence_level
-        figures[name] = difference_interval(value, resampled, confidence_level=level, units=units)
+        figures[name] = difference_interval(value, resampled, confidence_level=bootstrap.confidence_level)
     return Gain(**figures)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from gradelora.artifacts import Frozen, Interval, Split
-from gradelora.evaluate.intervals import Unit
+from gradelora.evaluate.resampling import Unit
 
 FILE = "metrics.json"
 
@@ -90,13 +90,15 @@ class Decoding(Frozen):
 class Slice(Frozen):
     """A set of items: base, adapter and second rater (the ceiling) against the human scores.
 
-    `unit` says what the bootstrap resampled, `units` how many there are.
+    `unit` says what the bootstrap resampled, `units` how many there are; `students` how many
+    students were resampled beside the questions, 0 where none were.
     """
 
     name: str
     items: int
     unit: Unit
     units: int
+    students: int
     base: Agreement
     adapter: Agreement
     ceiling: Agreement

@@ -11,12 +11,17 @@ FILE = "predictions.jsonl"
 
 
 class Prediction(Frozen):
-    """One line of predictions.jsonl."""
+    """One line of predictions.jsonl.
+
+    `student` numbers the students of the held-out items in the order in which they come; it
+    cannot be led back to the name that the data give them.
+    """
 
     item_id: str
     record_id: str
     question_key: str
     split: Split
+    student: int | None
     group: str | None
     score: float
     max_score: float

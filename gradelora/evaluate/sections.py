@@ -11,7 +11,8 @@ from gradelora.artifacts import Interval, Split
 from gradelora.config import EvaluateConfig
 from gradelora.evaluate.agreement import Array
 from gradelora.evaluate.intervals import figure, rounded, undefined
-from gradelora.evaluate.measure import Bootstrap, Items, measure, measure_scores
+from gradelora.evaluate.items import Items, items_of
+from gradelora.evaluate.measure import Bootstrap, measure, measure_scores
 from gradelora.evaluate.metrics import Baselines, Bin, Calibration, Decoding, Metrics, Section, Slice
 from gradelora.evaluate.predictions import Prediction
 
@@ -68,20 +69,6 @@ def summarise(
     )
 
 
-def items_of(predictions: Sequence[Prediction]) -> Items:
-    """Columns of predictions."""
-    return Items(
-        questions=tuple(p.question_key for p in predictions),
-        records=tuple(p.record_id for p in predictions),
-        human=np.array([p.score for p in predictions], dtype=np.float64),
-        rater2=np.array([np.nan if p.rater2_score is None else p.rater2_score for p in predictions], dtype=np.float64),
-        base=np.array([p.base_score for p in predictions], dtype=np.float64),
-        adapter=np.array([p.adapter_score for p in predictions], dtype=np.float64),
-        step=np.array([p.step for p in predictions], dtype=np.float64),
-        labels=tuple(sorted({s for p in predictions for s in p.scores})),
-    )
-
-
 def _section(
     name: Split | Literal["all"],
     predictions: Sequence[Prediction],
@@ -135,6 +122,7 @@ def measure_records(items: Items, bootstrap: Bootstrap) -> Slice:
         # One scale: sums have no question, so QWK over questions is that of the whole.
         questions=("records",) * len(several),
         records=tuple(several),
+        students=tuple(items.students[at[0]] for at in several.values()),
         human=summed(items.human),
         rater2=summed(items.rater2),
         base=summed(items.base),

@@ -15,6 +15,7 @@ class HeldOut:
     record_id: str
     question_key: str
     split: Split
+    student_id: str | None
     group: str | None
     score: float
     max_score: float
@@ -43,6 +44,7 @@ def read_held_out(data: EncodedDataset, splits: Sequence[Split]) -> list[HeldOut
                     record_id=row["record_id"],
                     question_key=row["question_key"],
                     split=split,
+                    student_id=row["student_id"],
                     group=row["group"],
                     score=row["score"],
                     max_score=row["max_score"],

@@ -1,0 +1,104 @@
+"""What is resampled, and the sums of each resample.
+
+The items of one question share its rubric and its difficulty, those of one student a hand and a
+style: they are no independent observations.  So whole questions are drawn (the cluster
+bootstrap, Davison & Hinkley 1997, 3.8), and where students are known and have several items
+each, students as well: a question and a student cross in an item, so neither way alone sees all
+of the error.  Base, adapter and second rater are read from the same resamples: a difference is
+paired.
+
+Below MIN_UNITS questions there is nothing to resample; then students are, or records (one
+student's paper) where no student is named, and the interval speaks of these questions alone.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from gradelora.evaluate.agreement import Array
+
+MIN_UNITS = 5
+# Resamples are drawn in blocks of about this many numbers: 32 MB.
+BLOCK = 4_000_000
+Unit = Literal["question", "student", "record"]
+Codes = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class Units:
+    """`unit` is what is resampled, `ways` its codes int64[N]; with `crossed` also by student and by both.
+
+    Then `ways` are question, student, and the cell in which they meet.
+    """
+
+    unit: Unit
+    ways: tuple[Codes, ...]
+    crossed: bool = False
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Number of units of each way."""
+        return tuple(int(codes.max()) + 1 if len(codes) else 0 for codes in self.ways)
+
+    @property
+    def students(self) -> int:
+        """Number of students where they are resampled beside the questions, else 0."""
+        return self.counts[1] if self.crossed else 0
+
+
+def units_of(questions: Sequence[str], records: Sequence[str], students: Sequence[int | None]) -> Units:
+    """What to resample of N items; an item without a student counts as one of its record."""
+    by_question = numbered(questions)
+    named = any(student is not None for student in students)
+    people = [f"r {r}" if s is None else f"s {s}" for s, r in zip(students, records, strict=True)]
+    by_student = numbered(people)
+    if len(set(questions)) < MIN_UNITS:
+        return Units("student" if named else "record", (by_student if named else numbered(records),))
+    count = len(set(people))
+    # With one item each, a student adds nothing that the item itself does not have.
+    if not named or not MIN_UNITS <= count < len(people):
+        return Units("question", (by_question,))
+    cells = numbered([f"{q} {p}" for q, p in zip(questions, people, strict=True)])
+    return Units("question", (by_question, by_student, cells), crossed=True)
+
+
+def draws(count: int, *, resamples: int, seed: int) -> Iterator[Array]:
+    """How often each of `count` units is drawn, in blocks [b, count] that add up to `resamples`.
+
+    The same seed and count give the same draws.
+    """
+    rng = np.random.default_rng(seed)
+    block = max(1, BLOCK // count)
+    for start in range(0, resamples, block):
+        size = min(block, resamples - start)
+        drawn = rng.integers(0, count, size=(size, count)) + np.arange(size)[:, None] * count
+        yield np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count).astype(np.float64)
+
+
+def resampled_sums(terms: Array, units: Codes, *, resamples: int, seed: int) -> Array:
+    """Sums of `terms[N, C]` over items, units drawn with replacement: [B, C].
+
+    `units[N]` numbers each item's unit from 0 without gaps.
+    """
+    count = int(units.max()) + 1
+    by_unit = np.zeros((count, terms.shape[1]))
+    np.add.at(by_unit, units, terms)
+    return np.concatenate([weights @ by_unit for weights in draws(count, resamples=resamples, seed=seed)])
+
+
+def resampled_by_question(
+    terms: Array, questions: Codes, units: Codes, *, resamples: int, seed: int
+) -> Iterator[Array]:
+    """The same sums question by question, [b, Q, C] in blocks, under the same draws."""
+    members = [np.flatnonzero(questions == q) for q in range(int(questions.max()) + 1)]
+    count = int(units.max()) + 1
+    for weights in draws(count, resamples=resamples, seed=seed):
+        yield np.stack([weights[:, units[at]] @ terms[at] for at in members], axis=1)
+
+
+def numbered(names: Sequence[str]) -> Codes:
+    """Codes 0.. of names, by their order: int64[N]."""
+    codes = {name: i for i, name in enumerate(sorted(set(names)))}
+    return np.array([codes[name] for name in names], dtype=np.int64)
