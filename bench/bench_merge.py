@@ -143,12 +143,17 @@ def write_adapter(folder: Path, layers: int, r: int = 8) -> None:
 OURS = """
 import sys, json
 from pathlib import Path
-from gradelora.artifacts import Adapter, ModelSnapshot
-from gradelora.config import MergeConfig, Runtime
+from gradelora.artifacts import Adapter, EncodedDataset, EvalReport, Interval, ModelSnapshot, SplitCounts
+from gradelora.config import MergeStageConfig, Runtime
 from gradelora.merge import merge
 snapshot = ModelSnapshot.model_validate_json(Path(sys.argv[1]).read_text())
 adapter = Adapter.model_validate_json(Path(sys.argv[2]).read_text())
-merge(MergeConfig(), snapshot, adapter, out=Path(sys.argv[3]), runtime=Runtime())
+nothing, none = {"path": Path(), "files": ()}, Interval(value=None, low=None, high=None)
+report = EvalReport(**nothing, split="unseen_answers", items=0, base_qwk=none, adapter_qwk=none, qwk_gain=none)
+counts = SplitCounts(train=0, validation=0, unseen_answers=0, unseen_questions=0)
+data = EncodedDataset(**nothing, layout="", splits=counts, tokens=0, longest=0, pad_token_id=0)
+config = MergeStageConfig(device="cpu", weights="packed", precision="bf16", verify_items=0)
+merge(config, snapshot, adapter, report, data, out=Path(sys.argv[3]), runtime=Runtime())
 """
 PEFT = """
 import sys, json, torch

@@ -56,7 +56,7 @@ def finetune(config: str = "deployments/demo.yaml", overrides: list[str] | None 
         adapter = train(run, plan, snapshot, encoded)
         evaluation = evaluate(run, snapshot, adapter, encoded)
         verdict = gate(run, adapter, evaluation, encoded)
-        merged = merge(run, snapshot, adapter) if run.merge.enabled and verdict.promoted else None
+        merged = merge(run, snapshot, adapter, evaluation, encoded) if run.merge.enabled and verdict.promoted else None
         return report(
             run,
             plan,

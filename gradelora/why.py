@@ -78,9 +78,9 @@ def foresee(run: RunConfig, base: BaseModel, data: DataFiles | None) -> Foresigh
     records = chain.stage(validate, run.validation, data=files)
     encoded = chain.stage(encode, run.encode, records=records, tokenizer=tokenizer)
     adapter = chain.stage(train, run.train, snapshot=snapshot, data=encoded)
-    chain.stage(evaluate, run.evaluate, snapshot=snapshot, adapter=adapter, data=encoded)
+    report = chain.stage(evaluate, run.evaluate, snapshot=snapshot, adapter=adapter, data=encoded)
     if run.merge.enabled:
-        chain.stage(merge, run.merge, snapshot=snapshot, adapter=adapter)
+        chain.stage(merge, run.merging, snapshot=snapshot, adapter=adapter, report=report, data=encoded)
     return Foresight(tuple(chain.foreseen), chain.artifacts)
 
 

@@ -25,14 +25,25 @@ from transformers import (
     Mxfp4Config,
 )
 
-from gradelora.artifacts import Adapter, FileEntry, MergedModel, ModelSnapshot, files_under
-from gradelora.config import MergeConfig, Runtime
+from gradelora.artifacts import (
+    Adapter,
+    EncodedDataset,
+    EvalReport,
+    FileEntry,
+    Interval,
+    MergedModel,
+    ModelSnapshot,
+    SplitCounts,
+    files_under,
+)
+from gradelora.config import MergeStageConfig, Runtime
 from gradelora.errors import Damaged, KeyMismatch, NotEnoughDisk, UnsupportedModel
 from gradelora.merge import merge
 from gradelora.merge.checkpoint import read_checkpoint
 from gradelora.model.adapter import load_adapter
 from gradelora.model.load import load_base
 from gradelora.model.mxfp4 import quantize
+from tests.conftest import ROOT
 
 RUNTIME = Runtime(threads=1)
 QKVO = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -142,9 +153,25 @@ def adapter_of(folder: Path, **changes: object) -> Adapter:
     return Adapter.collect(folder, **(facts | changes))
 
 
-def run(base: Path, adapter: Path, out: Path) -> MergedModel:
+def stage_config(**changes: object) -> MergeStageConfig:
+    """Without a verification: it needs an evaluation."""
+    return MergeStageConfig(device="cpu", weights="packed", precision="fp32", **({"verify_items": 0} | changes))
+
+
+def nothing_evaluated() -> tuple[EvalReport, EncodedDataset]:
+    """What a merge that verifies nothing takes no look at."""
+    empty, none = {"path": Path(), "files": ()}, Interval(value=None, low=None, high=None)
+    splits = SplitCounts(train=0, validation=0, unseen_answers=0, unseen_questions=0)
+    return (
+        EvalReport(**empty, split="unseen_answers", items=0, base_qwk=none, adapter_qwk=none, qwk_gain=none),
+        EncodedDataset(**empty, layout="", splits=splits, tokens=0, longest=0, pad_token_id=0),
+    )
+
+
+def run(base: Path, adapter: Path, out: Path, **changes: object) -> MergedModel:
     out.mkdir(exist_ok=True)
-    return merge(MergeConfig(enabled=True), snapshot_of(base), adapter_of(adapter), out=out, runtime=RUNTIME)
+    inputs = snapshot_of(base), adapter_of(adapter), *nothing_evaluated()
+    return merge(stage_config(**changes), *inputs, out=out, runtime=RUNTIME)
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -276,7 +303,7 @@ def test_the_tutorials_way_of_merging_loses_the_experts(gpt_oss: Path, plain: Pa
         ({"fan_in_fan_out": True}, "transposed"),
         ({"bias": "lora_only"}, "bias"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"target_parameters": ["experts.gate_up_proj"]}, "MXFP4"),
+        ({"lora_bias": True}, "bias"),
         ({"init_lora_weights": "pissa"}, "initialisation"),
         ({"peft_type": "IA3"}, "IA3"),
         ({"a_setting_of_tomorrow": True}, "not known"),
@@ -317,7 +344,7 @@ def test_an_adapter_tensor_without_a_weight_is_an_error(gpt_oss: Path, plain: Pa
 def test_an_adapter_of_another_commit_is_refused(gpt_oss: Path, plain: Path, tmp_path: Path) -> None:
     other = adapter_of(plain, commit="b" * 40)
     with pytest.raises(UnsupportedModel, match="trained on"):
-        merge(MergeConfig(), snapshot_of(gpt_oss), other, out=tmp_path, runtime=RUNTIME)
+        merge(stage_config(), snapshot_of(gpt_oss), other, *nothing_evaluated(), out=tmp_path, runtime=RUNTIME)
 
 
 def test_a_truncated_base_is_refused(gpt_oss: Path, plain: Path, tmp_path: Path) -> None:
@@ -340,31 +367,30 @@ def test_a_full_disk_is_refused_before_a_byte_is_written(
 SCRIPT = """
 import json, sys, time
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-import torch
-from gradelora.artifacts import Adapter, ModelSnapshot
-from gradelora.config import MergeConfig, Runtime
+from gradelora.artifacts import Adapter, EncodedDataset, EvalReport, ModelSnapshot
+from gradelora.config import MergeStageConfig, Runtime
 from gradelora.merge import merge
-snapshot = ModelSnapshot.model_validate_json(Path(sys.argv[2]).read_text())
-adapter = Adapter.model_validate_json(Path(sys.argv[3]).read_text())
+kinds = (MergeStageConfig, ModelSnapshot, Adapter, EvalReport, EncodedDataset)
+arguments = [kind.model_validate_json(Path(path).read_text()) for kind, path in zip(kinds, sys.argv[2:])]
 print("begun", flush=True)
 started = time.monotonic()
-merged = merge(MergeConfig(), snapshot, adapter, out=Path(sys.argv[4]), runtime=Runtime(threads=1))
+merged = merge(*arguments, out=Path(sys.argv[1]), runtime=Runtime(threads=1))
 peak = [line for line in open("/proc/self/status") if line.startswith("VmHWM")][0].split()[1]
 seconds = time.monotonic() - started
 print(json.dumps({"digest": merged.digest, "seconds": seconds, "peak_bytes": 1024 * int(peak)}))
 """
 
 
-def start(base: Path, adapter: Path, out: Path) -> subprocess.Popen[str]:
+def start(base: Path, adapter: Path, out: Path, **changes: object) -> subprocess.Popen[str]:
     """The merge in a process of its own."""
     out.mkdir(exist_ok=True)
-    work = out.parent
-    for name, artifact in (("s.json", snapshot_of(base)), ("a.json", adapter_of(adapter))):
-        (work / name).write_text(artifact.model_dump_json())
-    root = str(Path(__file__).parents[1])
-    argv = [sys.executable, "-c", SCRIPT, root, str(work / "s.json"), str(work / "a.json"), str(out)]
-    return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    paths = []
+    for artifact in (stage_config(**changes), snapshot_of(base), adapter_of(adapter), *nothing_evaluated()):
+        paths.append(out.parent / f"{type(artifact).__name__}.json")
+        paths[-1].write_text(artifact.model_dump_json())
+    argv = [sys.executable, "-c", SCRIPT, str(out), *map(str, paths)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=environment)
 
 
 def finish(process: subprocess.Popen[str]) -> dict[str, object]:

@@ -1,43 +1,49 @@
-"""merge: the adapter added to the base's weights, in the base's own format.
+"""merge: the adapter added to the base's weights, in the base's own format or in bf16.
 
 Only the weights that LoRA touches are rewritten; everything else, MXFP4 experts included, is
-copied byte for byte.  Memory is that of one weight, whatever the model's size.
+copied byte for byte.  Memory is that of one weight, whatever the model's size.  What comes out
+counts only when it scores as base and adapter do.
 """
 
 import shutil
-import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gradelora.artifacts import ASIDE, Adapter, FileEntry, MergedModel, ModelSnapshot, sha256_text
-from gradelora.config import MergeConfig, Runtime
-from gradelora.errors import Damaged, NotEnoughDisk, UnsupportedModel
-from gradelora.merge.checkpoint import INDEX, Shard, index_text, read_checkpoint
-from gradelora.merge.sealing import Journal, Merge, entry_of, seal_shard, write_durably
-from gradelora.merge.targets import ADAPTER_WEIGHTS, Target, read_targets, refuse_tied
-from gradelora.store import fsync
+from gradelora.artifacts import (
+    ASIDE,
+    Adapter,
+    Agreed,
+    EncodedDataset,
+    EvalReport,
+    MergedModel,
+    ModelSnapshot,
+    sha256_text,
+)
+from gradelora.config import MergeStageConfig, Runtime
+from gradelora.errors import MergeDiffers, NotEnoughDisk, UnsupportedModel
+from gradelora.merge.checkpoint import read_checkpoint
+from gradelora.merge.planning import plan_products, refuse_lossy
+from gradelora.merge.production import Production
+from gradelora.merge.rest import CONFIG, write_rest
+from gradelora.merge.sealing import Journal, entry_of
+from gradelora.merge.targets import read_targets, refuse_tied
 
 if TYPE_CHECKING:
-    from gradelora.merge.arithmetic import Arithmetic
+    from collections.abc import Sequence
 
-VERSION = 1
+    from gradelora.merge.regions import Product, Survival
+
+VERSION = 2
 RESUMES = True
-CONFIG = "config.json"
 JOURNAL = "sealed.jsonl"
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
-# The base's card describes the base; the folders hold it in other formats.
-LEFT_OUT = ("README.md", ".gitattributes", INDEX, CONFIG)
-LEFT_OUT_FOLDERS = ("original", "metal")
-# Two shards are hashed while one is copied and the disk writes; small ones wait for torch together.
-FEWEST_AT_ONCE, MOST_AT_ONCE, BYTES_AT_ONCE = 3, 8, 4 * 10**9
 
 
 def merge(
-    config: MergeConfig,  # noqa: ARG001
+    config: MergeStageConfig,
     snapshot: ModelSnapshot,
     adapter: Adapter,
+    report: EvalReport,
+    data: EncodedDataset,
     *,
     out: Path,
     runtime: Runtime,
@@ -45,9 +51,10 @@ def merge(
     """A checkpoint like `snapshot` whose targeted weights hold the adapter, resumed by shard.
 
     `out` cannot be loaded before its end: config.json is written last, after every shard was
-    read back, compared with the base (or with the sum made anew) and flushed.
+    read back, compared with where it came from and flushed; it is taken away again where the
+    model does not score `config.verify_items` items as `report` says that base and adapter do.
     Raises UnsupportedModel for what cannot be merged exactly, KeyMismatch for an adapter tensor
-    without a weight, NotEnoughDisk, Damaged.
+    without a weight, NotEnoughDisk, Damaged, MergeDiffers.
     """
     if (adapter.repo_id, adapter.commit) != (snapshot.repo_id, snapshot.commit):
         raise UnsupportedModel(
@@ -59,116 +66,73 @@ def merge(
         raise UnsupportedModel(f"{snapshot.path}: has no {CONFIG}; fetch the base model again")
     targets = read_targets(adapter.path, shards)
     refuse_tied(targets, snapshot.path)
+    refuse_lossy(targets, config.dtype, config.min_delta_survival)
+    products = plan_products(shards, targets, config.dtype)
     (out / CONFIG).unlink(missing_ok=True)
     (out / ASIDE).mkdir(parents=True, exist_ok=True)
-    journal = Journal(out / ASIDE / JOURNAL, sha256_text(f"{VERSION} {snapshot.digest} {adapter.digest}"))
-    _check_disk(out, [shard for shard in shards if not journal.sealed(out, shard)])
-    files = _write_shards(snapshot.path, adapter.path / ADAPTER_WEIGHTS, out, shards, targets, journal, runtime)
-    files += _write_rest(snapshot, out, shards)
+    identity = sha256_text(f"{VERSION} {config.dtype} {snapshot.digest} {adapter.digest}")
+    journal = Journal(out / ASIDE / JOURNAL, identity)
+    _check_disk(out, [product for product in products if not journal.sealed(out, product.shard)])
+    entries = Production(snapshot.path, adapter.path, out, journal, runtime).run(products)
+    survivals = [survival for entry in entries for survival in entry.survivals]
+    least = _least_survival(survivals, config.min_delta_survival)
+    files = [entry_of(entry, out / entry.name) for entry in entries]
+    packed = config.dtype == "base"
+    files += write_rest(snapshot, out, [product.shard for product in products], survivals, packed=packed)
     return MergedModel(
         path=out,
         files=tuple(sorted(files, key=lambda f: f.name)),
         repo_id=snapshot.repo_id,
         commit=snapshot.commit,
-        merged_tensors=len(targets),
+        merged_tensors=len(targets.linear) + len(targets.experts),
+        dtype=config.dtype,
+        least_delta_survival=least,
+        agreed=_agreed(config, report, data, out, runtime),
     )
 
 
-def _check_disk(out: Path, missing: list[Shard]) -> None:
+def _agreed(
+    config: MergeStageConfig, report: EvalReport, data: EncodedDataset, out: Path, runtime: Runtime
+) -> Agreed | None:
+    if not config.verify_items:
+        return None
+    from gradelora.merge.verify import verify
+
+    try:
+        return verify(config, report, data, out, runtime)
+    except BaseException:
+        # Whatever lies here must not be taken for a model.
+        (out / CONFIG).unlink(missing_ok=True)
+        raise
+
+
+def _least_survival(survivals: "Sequence[Survival]", floor: float | None) -> float | None:
+    """What the worst matrix kept of its update.  Raises MergeDiffers where that is below the floor."""
+    kept = [one for one in survivals if one.survival is not None]
+    if not kept:
+        return None
+    worst = min(kept, key=lambda one: one.survival or 0.0)
+    assert worst.survival is not None
+    if floor is not None and worst.survival < floor:
+        below = sum(one.survival < floor for one in kept if one.survival is not None)
+        raise MergeDiffers(
+            f"{below} of {len(kept)} expert matrices keep less of their update than merge.min_delta_survival={floor:g} "
+            f"when they are rounded to MXFP4; the worst is {worst.parameter}, expert {worst.expert}: "
+            f"{worst.survival:.4f} survives, {worst.projection:.4f} along the update; "
+            "set merge.dtype=bf16, lower the floor, or serve base and adapter side by side"
+        )
+    return worst.survival
+
+
+def _check_disk(out: Path, missing: "Sequence[Product]") -> None:
     """Raise NotEnoughDisk before a byte is written that could not be followed by the last one."""
-    needed = sum(shard.size for shard in missing)
-    needed -= sum((out / f"{s.name}.part").stat().st_size for s in missing if (out / f"{s.name}.part").exists())
+    # A half-written shard is begun anew, in its own place.
+    needed = sum(product.shard.size for product in missing) - sum(
+        part.stat().st_blocks * 512 for part in out.glob("*.safetensors.part")
+    )
     free = shutil.disk_usage(out).free
     if free < needed:
         raise NotEnoughDisk(
             f"{out}: {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB needed for the merged model; "
             "free space, set store.root to a larger file system, or merge.enabled=false"
         )
-
-
-def _write_shards(
-    source: Path,
-    adapter: Path,
-    out: Path,
-    shards: tuple[Shard, ...],
-    targets: Mapping[str, Target],
-    journal: Journal,
-    runtime: Runtime,
-) -> list[FileEntry]:
-    """Seal every shard that is not yet sealed; the first failure stops the rest."""
-    turn = threading.Lock()
-    workers = min(MOST_AT_ONCE, max(FEWEST_AT_ONCE, BYTES_AT_ONCE // max(shard.size for shard in shards)))
-
-    def one_at_a_time(target: Target, base: int, factors: int, use: Callable[[memoryview], bytes]) -> bytes:
-        arithmetic = loaded.result()
-        with turn:
-            return use(arithmetic.merged_bytes(target, base, factors))
-
-    with (
-        ThreadPoolExecutor(1) as loader,
-        ThreadPoolExecutor(workers) as flusher,
-        ThreadPoolExecutor(workers) as pool,
-    ):
-        # torch takes seconds to import; meanwhile the workers copy, and the disk writes.
-        loaded = loader.submit(_arithmetic, runtime.threads or 1)
-        waiting = [
-            pool.submit(_sealed, source, adapter, out, shard, targets, journal, one_at_a_time, flusher)
-            for shard in shards
-        ]
-        try:
-            return [each.result() for each in waiting]
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _arithmetic(threads: int) -> "Arithmetic":
-    """Who adds: imports torch, so that a merge that has nothing left to add does not wait for it."""
-    from gradelora.merge.arithmetic import Arithmetic
-
-    return Arithmetic(threads)
-
-
-def _sealed(
-    source: Path,
-    adapter: Path,
-    out: Path,
-    shard: Shard,
-    targets: Mapping[str, Target],
-    journal: Journal,
-    merge: Merge,
-    flusher: Executor,
-) -> FileEntry:
-    entry = journal.sealed(out, shard)
-    if entry is None:
-        entry = seal_shard(source, adapter, out, shard, targets, merge, flusher)
-        journal.add(entry)
-        print(f"merge: sealed {shard.name} ({shard.size / 1e9:.2f} GB)", flush=True)
-    else:
-        print(f"merge: kept {shard.name}, sealed by an earlier attempt", flush=True)
-    return entry_of(entry, out / shard.name)
-
-
-def _write_rest(snapshot: ModelSnapshot, out: Path, shards: tuple[Shard, ...]) -> list[FileEntry]:
-    """Index, tokenizer and the other small files; config.json last.  Raises Damaged, UnsupportedModel."""
-    index = index_text(snapshot.path, shards)
-    names = [entry.name for entry in snapshot.files if _is_copied(entry.name)]
-    if index is not None:
-        write_durably(out / INDEX, index)
-    if read_checkpoint(out) != shards:
-        raise Damaged(f"{out}: its headers differ from the base's; delete the folder and merge again")
-    for name in [*names, CONFIG]:
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        part = out / f"{name}.part"
-        shutil.copyfile(snapshot.path / name, part)
-        fsync(part)
-        part.replace(out / name)
-    fsync(out)
-    written = [*names, CONFIG, *([INDEX] if index is not None else [])]
-    return [FileEntry.of(out / name, name) for name in written]
-
-
-def _is_copied(name: str) -> bool:
-    """Whether a file of the base belongs to the merged model as it is."""
-    path = PurePosixPath(name)
-    return name not in LEFT_OUT and path.suffix not in WEIGHT_SUFFIXES and path.parts[0] not in LEFT_OUT_FOLDERS

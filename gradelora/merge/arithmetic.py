@@ -3,19 +3,21 @@
 import contextlib
 import ctypes
 import math
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import torch
 
-from gradelora.errors import UnsupportedModel
+from gradelora.merge import experts
 from gradelora.merge.checkpoint import Tensor
-from gradelora.merge.sealing import read_into
-from gradelora.merge.targets import Target
+from gradelora.merge.regions import Bench
+from gradelora.merge.targets import ExpertTarget, Target
+from gradelora.merge.tensors import bytes_of, check_finite, read
 
+T = TypeVar("T")
 # From malloc.h.
 M_MMAP_THRESHOLD = -3
 MMAP_THRESHOLD_BYTES = 2**20
-DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 # So much of a weight is widened to float32 at a time: it stays in the processor's cache.
 PIECE_ELEMENTS = 2**17
 
@@ -31,27 +33,42 @@ class Arithmetic:
         _prepare(threads)
         self._block = torch.empty(0)
 
-    def merged_bytes(self, target: Target, base: int, adapter: int) -> memoryview:
-        """The new data of `target.weight`; `base` and `adapter` are open file descriptors.
+    def merged(self, target: Target, bench: Bench) -> Iterator[memoryview]:
+        """The new data of `target.weight`, in one piece.
 
         PEFT holds the factors in float32, multiplies there and adds in place, which rounds once:
         W = (W.float() + B @ A * scale).to(W.dtype).  DoRA: variants.py, DoraLinearVariant.
         Raises UnsupportedModel where the sum is not finite.
         """
-        weight = _read(base, target.weight)
-        delta = self._delta(target, adapter)
-        if target.magnitude is None:
-            merged = _add(weight, delta)
-        else:
-            summed = weight + delta
-            factor = _read(adapter, target.magnitude).float() / torch.linalg.norm(summed, dim=1)
-            merged = (factor.view(-1, 1) * summed).to(weight.dtype)
-        # aminmax passes NaN on and reads the weight once; isfinite makes copies of it.
-        if not torch.isfinite(torch.stack(torch.aminmax(merged))).all():
-            raise UnsupportedModel(
-                f"{target.weight.name}: not finite after the merge; the adapter is broken, train it again"
-            )
-        return memoryview(merged.contiguous().view(torch.uint8).reshape(-1).numpy()).cast("B")
+        base, adapter = bench.base(target.weight.file), bench.adapter
+        with bench.turn:
+            weight = read(base, target.weight)
+            delta = self._delta(target, adapter)
+            if target.magnitude is None:
+                merged = _add(weight, delta)
+            else:
+                summed = weight + delta
+                factor = read(adapter, target.magnitude).float() / torch.linalg.norm(summed, dim=1)
+                merged = (factor.view(-1, 1) * summed).to(weight.dtype)
+            check_finite(target.weight.name, merged)
+        yield bytes_of(merged)
+
+    def requantized(self, target: ExpertTarget, bench: Bench) -> Iterator[tuple[memoryview, memoryview]]:
+        """Blocks and scales of one expert after another; what they keep of the update goes to `bench`."""
+        factors = experts.Factors(target, bench.adapter)
+        made = experts.requantized(target, factors, lambda tensor: bench.base(tensor.file))
+        for blocks, scales, survival in _in_turn(made, bench):
+            bench.survivals.append(survival)
+            yield bytes_of(blocks), bytes_of(scales)
+
+    def experts_bf16(
+        self, shape: tuple[int, int, int], stored: tuple[Tensor, ...], target: ExpertTarget | None, bench: Bench
+    ) -> Iterator[memoryview]:
+        """One expert's matrix after another, in bf16.  Raises UnsupportedModel where a sum is not finite."""
+        factors = experts.Factors(target, bench.adapter) if target else None
+        made = experts.in_bf16(shape, stored, factors, lambda tensor: bench.base(tensor.file))
+        for matrix in _in_turn(made, bench):
+            yield bytes_of(matrix)
 
     def _delta(self, target: Target, adapter: int) -> Any:
         """B[out, r] @ A[r, in] * scale in float32, valid until the next call."""
@@ -59,7 +76,7 @@ class Arithmetic:
         if self._block.numel() < size:
             self._block = torch.empty(size)
         delta = self._block[:size].view(target.weight.shape)
-        torch.mm(_read(adapter, target.lora_b).float(), _read(adapter, target.lora_a).float(), out=delta)
+        torch.mm(read(adapter, target.lora_b).float(), read(adapter, target.lora_a).float(), out=delta)
         return delta.mul_(target.scale)
 
 
@@ -70,11 +87,14 @@ def _add(weight: Any, delta: Any) -> Any:
     return weight
 
 
-def _read(file: int, tensor: Tensor) -> Any:
-    """One tensor of an open safetensors file, in memory of its own."""
-    data = torch.empty(tensor.nbytes, dtype=torch.uint8)
-    read_into(file, memoryview(data.numpy()), tensor.start)
-    return data.view(DTYPES[tensor.dtype]).reshape(tensor.shape)
+def _in_turn(made: Iterator[T], bench: Bench) -> Iterator[T]:
+    """What an iterator gives, each made while nobody else makes anything."""
+    while True:
+        with bench.turn:
+            one = next(made, None)
+        if one is None:
+            return
+        yield one
 
 
 def _prepare(threads: int) -> None:

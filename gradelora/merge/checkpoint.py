@@ -4,8 +4,10 @@ The format: 8 bytes little-endian length, a JSON header of that length, then the
 offsets count from the header's end (https://github.com/huggingface/safetensors#format).
 """
 
+import itertools
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +39,10 @@ ITEM_BYTES = {
 
 
 class Tensor(Frozen):
-    """Where one tensor lies: bytes [start, end) of its file, counted from the file's start."""
+    """Where one tensor lies: bytes [start, end) of `file`, counted from the file's start."""
 
     name: str
+    file: str
     dtype: str
     shape: tuple[int, ...]
     start: int
@@ -70,7 +73,7 @@ def read_shard(path: Path) -> Shard:
     try:
         header: dict[str, Any] = json.loads(text)
         header.pop("__metadata__", None)
-        tensors = [_tensor(name, entry, 8 + length) for name, entry in header.items()]
+        tensors = [_tensor(path.name, name, entry, 8 + length) for name, entry in header.items()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"{path}: unreadable safetensors header ({error}); fetch the base model again") from error
     tensors.sort(key=lambda t: (t.start, t.end))
@@ -84,10 +87,15 @@ def read_shard(path: Path) -> Shard:
     return Shard(name=path.name, size=size, tensors=tuple(tensors))
 
 
-def _tensor(name: str, entry: dict[str, Any], data_start: int) -> Tensor:
+def _tensor(file: str, name: str, entry: dict[str, Any], data_start: int) -> Tensor:
     start, end = entry["data_offsets"]
     tensor = Tensor(
-        name=name, dtype=entry["dtype"], shape=tuple(entry["shape"]), start=data_start + start, end=data_start + end
+        name=name,
+        file=file,
+        dtype=entry["dtype"],
+        shape=tuple(entry["shape"]),
+        start=data_start + start,
+        end=data_start + end,
     )
     # F4 and the like pack several values into a byte: their size is checked by the offsets alone.
     item = ITEM_BYTES.get(tensor.dtype)
@@ -128,6 +136,22 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
         if not (folder / name).exists():
             raise Damaged(f"{folder / name}: missing; fetch the base model again")
     return weight_map
+
+
+def header_of(tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> tuple[bytes, tuple[tuple[int, int], ...]]:
+    """The bytes before the data of tensors (name, dtype, shape) in this order, and where each of them lies.
+
+    Padded with spaces to a multiple of 8, as the safetensors library writes it.
+    """
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    ends = [0]
+    for name, dtype, shape in tensors:
+        ends.append(ends[-1] + ITEM_BYTES[dtype] * math.prod(shape))
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": ends[-2:]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    first = 8 + len(text)
+    return len(text).to_bytes(8, "little") + text, tuple((first + a, first + b) for a, b in itertools.pairwise(ends))
 
 
 def index_text(folder: Path, shards: tuple[Shard, ...]) -> str | None:

@@ -7,8 +7,9 @@ import ctypes
 import mmap
 from collections.abc import Iterator
 
-# Each piece is let go once it was read: what a process maps counts as its memory.
-PIECE_BYTES = 2**20
+# Each piece is let go once it was read: what a process maps counts as its memory.  Large enough
+# that threads which hash do not wait for each other's turn with the interpreter.
+PIECE_BYTES = 2**22
 MEMCMP = ctypes.CDLL(None).memcmp
 MEMCMP.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
@@ -29,12 +30,20 @@ class Mapped:
             yield self._bytes[position:stop]
             self.release(position, stop)
 
-    def equals(self, other: "Mapped", start: int, end: int) -> bool:
-        """Whether both hold the same bytes in [start, end)."""
-        at, there = ctypes.addressof(self._first) + start, ctypes.addressof(other._first) + start
-        return bool(MEMCMP(at, there, end - start) == 0)
+    def address(self, position: int) -> int:
+        """Where the byte at `position` lies in memory."""
+        return ctypes.addressof(self._first) + position
+
+    def equals(self, address: int, start: int, end: int) -> bool:
+        """Whether [start, end) holds the bytes that lie at `address` in memory."""
+        return bool(MEMCMP(self.address(start), address, end - start) == 0)
 
     def release(self, start: int, end: int) -> None:
         """Let go of the pages of [start, end): the kernel still holds them, the process no longer."""
         aligned = start - start % mmap.PAGESIZE
         self._map.madvise(mmap.MADV_DONTNEED, aligned, end - aligned)
+
+
+def address_of(data: memoryview) -> int:
+    """Where writable bytes lie in memory; valid while they are kept."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(data))

@@ -1,10 +1,8 @@
-"""One shard at a time: copy, rewrite the targeted ranges, read back, seal, remember.
+"""One shard at a time: copied ahead, filled in and read back in one pass, flushed, remembered.
 
 A shard is written under `<name>.part` and renamed when its bytes were read back, found right
 and flushed, so a shard under its own name is whole.  The journal holds the hashes of those: a
-run that was killed goes on behind them.  The disk writes a shard from the moment that it is
-copied, while it is still rewritten, compared and hashed: what takes longest is never waited for
-twice.
+run that was killed goes on behind them.
 """
 
 import contextlib
@@ -12,22 +10,18 @@ import errno
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, wait
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 from gradelora.artifacts import FileEntry, Frozen
 from gradelora.errors import Damaged
-from gradelora.merge.checkpoint import Shard, Tensor
-from gradelora.merge.mapped import Mapped
-from gradelora.merge.targets import Target
+from gradelora.merge.checkpoint import Shard
+from gradelora.merge.mapped import Mapped, address_of
+from gradelora.merge.regions import Bench, Copied, Made, Product, Survival
 from gradelora.store import fsync
 
 PIECE_BYTES = 2**20
 COPY_BYTES = 2**30
-# Hands the merged weight of a target to a function, and lets go of it before the next one is made.
-Merge = Callable[[Target, int, int, Callable[[memoryview], bytes]], bytes]
 
 
 class Entry(Frozen):
@@ -36,6 +30,7 @@ class Entry(Frozen):
     name: str
     size: int
     sha256: str
+    survivals: tuple[Survival, ...] = ()
 
 
 class Journal:
@@ -66,62 +61,89 @@ class Journal:
             return None
         return entry
 
+    def __getitem__(self, name: str) -> Entry:
+        return self._entries[name]
+
     def add(self, entry: Entry) -> None:
         """Record one sealed shard, durably."""
         with self._lock, self.path.open("a", encoding="utf-8") as file:
             file.write(f"{entry.model_dump_json()}\n")
             file.flush()
             os.fsync(file.fileno())
+            self._entries[entry.name] = entry
 
 
-def seal_shard(
-    source: Path,
-    adapter: Path,
-    out: Path,
-    shard: Shard,
-    targets: Mapping[str, Target],
-    merge: Merge,
-    flusher: Executor,
-) -> Entry:
-    """Write one shard of the merged model and read it back.  Raises Damaged where the two differ.
+def copy_ahead(product: Product, base: Path, part: Path) -> int:
+    """A new file of the shard's size with everything that is the base's; returns its descriptor."""
+    written = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        os.ftruncate(written, product.shard.size)
+        with (base / product.shard.name).open("rb") as source:
+            for region in product.regions:
+                if isinstance(region, Copied):
+                    copy(source.fileno(), written, region)
+    except BaseException:
+        os.close(written)
+        raise
+    return written
 
-    A shard that was renamed but whose hash was not yet recorded is only read.
+
+def fill_and_read_back(product: Product, written: int, bench: Bench, *, write: bool) -> Entry:
+    """Put in what is made anew, and hash the whole file in the same pass; returns its entry.
+
+    Every byte is compared with where it came from as the kernel holds it, which is what it
+    writes to the disk.  `write=False` only compares.  Raises Damaged.
     """
-    part, final = out / f"{shard.name}.part", out / shard.name
-    touched = [targets[tensor.name] for tensor in shard.tensors if tensor.name in targets]
-    with _descriptors(source / shard.name, adapter) as (base, factors):
-        if final.exists() and final.stat().st_size == shard.size:
-            with contextlib.suppress(Damaged), final.open("rb") as there:
-                again = [(t.weight, merge(t, base, factors, _sha256)) for t in touched]
-                return _read_back(there.fileno(), base, shard, again)
-        with part.open("w+b") as file:
-            written = file.fileno()
-            copy(base, written, shard.size)
-            flushed = flusher.submit(os.fsync, written)
-            try:
-                sums = [(t.weight, merge(t, base, factors, partial(_write, written, t.weight.start))) for t in touched]
-                entry = _read_back(written, base, shard, sums)
-            finally:
-                # The descriptor must outlive its flush.
-                wait([flushed])
-            flushed.result()
-            os.fsync(written)
-    part.replace(final)
-    fsync(out)
-    return entry
+    shard = product.shard
+    made, digest = Mapped(written, shard.size), hashlib.sha256()
+    copied = any(isinstance(region, Copied) for region in product.regions)
+    source = bench.base(shard.name) if copied else -1
+    base = Mapped(source, os.fstat(source).st_size) if copied else made
+    for region in product.regions:
+        if isinstance(region, Copied):
+            _compare(made, base, region, digest.update, shard.name)
+        else:
+            _fill(made, written if write else None, region, bench, digest.update, shard.name)
+    return Entry(name=shard.name, size=shard.size, sha256=digest.hexdigest(), survivals=tuple(bench.survivals))
 
 
-def _sha256(data: memoryview) -> bytes:
-    return hashlib.sha256(data).digest()
+def _compare(made: Mapped, base: Mapped, region: Copied, update: Callable[[memoryview], None], name: str) -> None:
+    position, shift = region.start, region.source - region.start
+    for piece in made.pieces(region.start, region.end):
+        there = position + shift
+        if not made.equals(base.address(there), position, position + len(piece)):
+            raise Damaged(
+                f"{name}: differs from the base between bytes {region.start} and {region.end}; "
+                "check the disk, run again"
+            )
+        base.release(there, there + len(piece))
+        update(piece)
+        position += len(piece)
 
 
-def _write(file: int, position: int, data: memoryview) -> bytes:
-    """Write all of `data`, and return its sha256: one call writes at most 2 GiB."""
-    digest = _sha256(data)
+def _fill(
+    made: Mapped, written: int | None, region: Made, bench: Bench, update: Callable[[memoryview], None], name: str
+) -> None:
+    position = region.start
+    for data in region.pieces(bench):
+        if written is not None:
+            _write(written, position, data)
+        start, address = position, address_of(data)
+        for piece in made.pieces(start, start + len(data)):
+            if not made.equals(address + position - start, position, position + len(piece)):
+                raise Damaged(f"{name}: {region.name} reads back differently; check the disk and run again")
+            update(piece)
+            position += len(piece)
+    if position != region.end:
+        sizes = f"{position - region.start} bytes made, {region.end - region.start} needed"
+        raise Damaged(f"{name}: {region.name}: {sizes}; delete the folder and merge again")
+
+
+def _write(file: int, position: int, data: memoryview) -> None:
+    """Write all of `data`: one call writes at most 2 GiB."""
     while data:
         count = os.pwrite(file, data, position)
         data, position = data[count:], position + count
-    return digest
 
 
 def read_into(file: int, buffer: memoryview, position: int) -> None:
@@ -134,62 +156,23 @@ def read_into(file: int, buffer: memoryview, position: int) -> None:
         rest, position = rest[count:], position + count
 
 
-def copy(source: int, target: int, size: int) -> None:
-    """`size` bytes from one descriptor to the other inside the kernel; shared, not copied, where it can.
+def copy(source: int, target: int, region: Copied) -> None:
+    """A region from one descriptor to the other inside the kernel; shared, not copied, where it can.
 
     Falls back to reading and writing on file systems that cannot.
     """
-    done = 0
+    done, size = 0, region.end - region.start
     while done < size:
+        there, here = region.source + done, region.start + done
         try:
-            moved = os.copy_file_range(source, target, min(COPY_BYTES, size - done), done, done)
+            moved = os.copy_file_range(source, target, min(COPY_BYTES, size - done), there, here)
         except OSError as error:
             if error.errno not in (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
                 raise
-            moved = os.pwrite(target, os.pread(source, min(PIECE_BYTES, size - done), done), done)
+            moved = os.pwrite(target, os.pread(source, min(PIECE_BYTES, size - done), there), here)
         if moved == 0:
-            raise Damaged(f"the base's file ended after {done} of {size} bytes; fetch the base model again")
+            raise Damaged(f"the base's file ended after {there} bytes; fetch the base model again")
         done += moved
-
-
-def _read_back(written: int, base: int, shard: Shard, sums: Sequence[tuple[Tensor, bytes]]) -> Entry:
-    """Hash what was written; compare it with the base, and the merged weights with their sha256.
-
-    Reads what the kernel holds of the file, which is what it writes to the disk.  Raises Damaged.
-    """
-    made, source = Mapped(written, shard.size), Mapped(base, shard.size)
-    digest, position = hashlib.sha256(), 0
-    for weight, expected in sums:
-        _compare(made, source, position, weight.start, digest.update, shard.name)
-        found = hashlib.sha256()
-        for piece in made.pieces(weight.start, weight.end):
-            digest.update(piece)
-            found.update(piece)
-        if found.digest() != expected:
-            raise Damaged(f"{shard.name}: {weight.name} reads back differently; check the disk and run again")
-        position = weight.end
-    _compare(made, source, position, shard.size, digest.update, shard.name)
-    return Entry(name=shard.name, size=shard.size, sha256=digest.hexdigest())
-
-
-def _compare(made: Mapped, base: Mapped, start: int, end: int, update: Callable[[memoryview], None], name: str) -> None:
-    position = start
-    for piece in made.pieces(start, end):
-        if not made.equals(base, position, position + len(piece)):
-            raise Damaged(f"{name}: differs from the base between bytes {start} and {end}; check the disk, run again")
-        base.release(position, position + len(piece))
-        update(piece)
-        position += len(piece)
-
-
-@contextlib.contextmanager
-def _descriptors(*paths: Path) -> Iterator[list[int]]:
-    with contextlib.ExitStack() as stack:
-        files = []
-        for path in paths:
-            files.append(os.open(path, os.O_RDONLY))
-            stack.callback(os.close, files[-1])
-        yield files
 
 
 def write_durably(path: Path, text: str) -> None:

@@ -1,11 +1,6 @@
-"""What an adapter does to which weight, read from its two files without building a model.
-
-Follows PEFT 0.21 (peft/tuners/lora/layer.py, model.py): scale = alpha / r, or alpha / sqrt(r)
-with rsLoRA; rank_pattern and alpha_pattern are matched at the end of the module's name.
-"""
+"""What an adapter does to which weight, read from its two files without building a model."""
 
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,51 +9,22 @@ from typing import Any
 from gradelora.artifacts import Frozen
 from gradelora.errors import KeyMismatch, UnsupportedModel
 from gradelora.merge.checkpoint import Shard, Tensor, read_shard
+from gradelora.merge.settings import by_pattern, refuse, scale_of
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 FLOATS = ("BF16", "F16", "F32")
-# Fields that a merge reads, or that change training and names alone, never the merged weight.
-HARMLESS = frozenset(
-    {
-        "task_type",
-        "peft_type",
-        "auto_mapping",
-        "peft_version",
-        "base_model_name_or_path",
-        "revision",
-        "inference_mode",
-        "r",
-        "target_modules",
-        "exclude_modules",
-        "lora_alpha",
-        "lora_dropout",
-        "use_rslora",
-        "rank_pattern",
-        "alpha_pattern",
-        "layers_to_transform",
-        "layers_pattern",
-        "use_dora",
-        "megatron_config",
-        "megatron_core",
-        "qalora_group_size",
-        "loftq_config",
-        "eva_config",
-        "corda_config",
-        "lora_ga_config",
-        "ensure_weight_tying",
-    }
-)
-REASONS = {
-    "fan_in_fan_out": "the base stores these weights transposed",
-    "modules_to_save": "it replaces whole modules of the base",
-    "target_parameters": "expert weights in MXFP4 cannot hold the sum exactly; serve base and adapter side by side",
-    "init_lora_weights": "this initialisation also changes the base's weights",
-    "lora_bias": "the base may have no bias to add to",
-    "trainable_token_indices": "it replaces rows of the embedding",
-    "alora_invocation_tokens": "it acts on some tokens only",
-}
+BLOCKS_SUFFIX, SCALES_SUFFIX = "_blocks", "_scales"
+# In the order in which transformers' GptOssExperts declares them.
+EXPERT_WEIGHTS = ("gate_up_proj", "down_proj")
+
+
+class Targets(Frozen):
+    """All that an adapter changes: matrices of linear layers, and weights of experts."""
+
+    linear: tuple["Target", ...]
+    experts: tuple["ExpertTarget", ...]
 
 
 class Target(Frozen):
@@ -74,35 +40,41 @@ class Target(Frozen):
     scale: float
 
 
-def read_targets(adapter: Path, shards: Iterable[Shard]) -> dict[str, Target]:
-    """Weight name -> what the adapter adds to it.
+class ExpertTarget(Frozen):
+    """The weights [E, K, R] of a layer's experts, W + scale * (B_e @ A_e) transposed for each expert e.
+
+    `stored` is the one tensor, or blocks and scales of MXFP4.  A[r * E, K] holds the experts one
+    behind the other, B[R, r * E] interleaved (peft/tuners/lora/layer.py, ParamWrapper).
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    stored: tuple[Tensor, ...]
+    lora_a: Tensor
+    lora_b: Tensor
+    rank: int
+    scale: float
+
+
+def read_targets(adapter: Path, shards: Iterable[Shard]) -> Targets:
+    """What the adapter adds to which weight.
 
     Raises UnsupportedModel for what cannot be merged exactly, with the reason, and KeyMismatch
     for an adapter tensor that finds no weight, has no partner or another shape.
     """
     config = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    _refuse(config, adapter / ADAPTER_CONFIG)
+    refuse(config, adapter / ADAPTER_CONFIG)
     factors = _grouped(read_shard(adapter / ADAPTER_WEIGHTS))
     weights = {tensor.name: tensor for shard in shards for tensor in shard.tensors}
-    return {f"{module}.weight": _target(module, factors[module], weights, config) for module in sorted(factors)}
+    experts = expert_targets(config, factors, weights)
+    linear = tuple(_target(module, factors[module], weights, config) for module in sorted(factors))
+    return Targets(linear=linear, experts=experts)
 
 
-def _refuse(config: Mapping[str, Any], path: Path) -> None:
-    """Raise UnsupportedModel for any setting that this merge does not reproduce exactly."""
-    if config.get("peft_type") != "LORA":
-        raise UnsupportedModel(f"{path}: peft_type={config.get('peft_type')!r}; only LORA adapters can be merged")
-    allowed = {"bias": ("none",), "init_lora_weights": (True, False, "gaussian")}
-    for field, value in sorted(config.items()):
-        if field in HARMLESS or not value or value in allowed.get(field, ()):
-            continue
-        reason = REASONS.get(field, "its effect on the weights is not known here")
-        raise UnsupportedModel(f"{path}: {field}={value!r} cannot be merged: {reason}; keep the adapter unmerged")
-
-
-def refuse_tied(targets: Mapping[str, Target], base: Path) -> None:
+def refuse_tied(targets: Targets, base: Path) -> None:
     """Raise UnsupportedModel for a weight that the base uses twice: the adapter changed one use alone."""
     tied = json.loads((base / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings")
-    for name in targets:
+    for name in (target.weight.name for target in targets.linear):
         if tied and name.endswith(("lm_head.weight", "embed_tokens.weight")):
             raise UnsupportedModel(f"{name}: tied to the other end of the model; keep the adapter unmerged")
 
@@ -129,7 +101,7 @@ def _grouped(file: Shard) -> dict[str, dict[str, Tensor]]:
 def _target(
     module: str, factors: Mapping[str, Tensor], weights: Mapping[str, Tensor], config: Mapping[str, Any]
 ) -> Target:
-    weight, rank = weights.get(f"{module}.weight"), _by_pattern(config, "rank_pattern", module, config["r"])
+    weight, rank = weights.get(f"{module}.weight"), by_pattern(config, "rank_pattern", module, config["r"])
     if weight is None:
         raise KeyMismatch(f"{module}: the adapter changes it, but the base has no weight of that name")
     if weight.dtype not in FLOATS:
@@ -142,14 +114,58 @@ def _target(
     actual = {kind: tensor.shape for kind, tensor in factors.items()}
     if actual != expected:
         raise KeyMismatch(f"{module}: the adapter's shapes are {actual}, {expected} expected for {weight.shape}")
-    alpha = _by_pattern(config, "alpha_pattern", module, config["lora_alpha"])
-    scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+    scale = scale_of(config, module, rank)
     return Target(weight=weight, lora_a=factors["A"], lora_b=factors["B"], magnitude=factors.get("m"), scale=scale)
 
 
-def _by_pattern(config: Mapping[str, Any], field: str, module: str, default: Any) -> Any:
-    """The first pattern that ends the module's name, as peft.utils.other.get_pattern_key finds it."""
-    for pattern, value in (config.get(field) or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
+def expert_targets(
+    config: Mapping[str, Any], factors: dict[str, dict[str, Tensor]], weights: Mapping[str, Tensor]
+) -> tuple[ExpertTarget, ...]:
+    """The targets of `target_parameters`; their factors are taken out of `factors`.
+
+    PEFT wraps a module once for each of its parameters, the first one innermost:
+    `experts.base_layer.lora_A` is gate_up_proj's where `experts.lora_A` is down_proj's.
+    """
+    wanted = config.get("target_parameters") or ()
+    stored = {name.removesuffix(BLOCKS_SUFFIX): name for name in weights if not name.endswith(SCALES_SUFFIX)}
+    named = [n for n in stored if any(n == w or n.endswith(f".{w}") for w in wanted)]
+    found = []
+    for module in sorted({name.rpartition(".")[0] for name in named}):
+        inside = {name.rpartition(".")[2] for name in named if name.rpartition(".")[0] == module}
+        if not inside <= set(EXPERT_WEIGHTS):
+            raise UnsupportedModel(
+                f"{module}: target_parameters name {', '.join(sorted(inside))}; only "
+                f"{' and '.join(EXPERT_WEIGHTS)} of experts can be merged; keep the adapter unmerged"
+            )
+        for depth, leaf in enumerate(sorted(inside, key=EXPERT_WEIGHTS.index, reverse=True)):
+            own = factors.pop(module + ".base_layer" * depth, {})
+            found.append(_expert_target(f"{module}.{leaf}", own, weights, config))
+    if wanted and not found:
+        raise KeyMismatch(f"target_parameters={list(wanted)}: the base has no weight of that name")
+    return tuple(found)
+
+
+def _expert_target(
+    name: str, factors: Mapping[str, Tensor], weights: Mapping[str, Tensor], config: Mapping[str, Any]
+) -> ExpertTarget:
+    rank = by_pattern(config, "rank_pattern", name, config["r"])
+    if name in weights:
+        stored: tuple[Tensor, ...] = (weights[name],)
+        shape, known = weights[name].shape, weights[name].dtype == "BF16" and len(weights[name].shape) == 3
+    else:
+        stored = (weights[name + BLOCKS_SUFFIX], weights[name + SCALES_SUFFIX])
+        E, R, G, B = stored[0].shape
+        shape, known = (E, G * B * 2, R), stored[0].dtype == stored[1].dtype == "U8" and R % 2 == 0
+    if not known:
+        raise UnsupportedModel(
+            f"{name}: stored as {stored[0].dtype}{list(stored[0].shape)}; experts can be merged in bf16 or MXFP4"
+        )
+    E, K, R = shape
+    expected = {"A": (rank * E, K), "B": (R, rank * E)}
+    actual = {kind: tensor.shape for kind, tensor in factors.items()}
+    if actual != expected:
+        raise KeyMismatch(f"{name}: the adapter's shapes are {actual}, {expected} expected for {list(shape)}")
+    scale = scale_of(config, name, rank)
+    return ExpertTarget(
+        name=name, shape=(E, K, R), stored=stored, lora_a=factors["A"], lora_b=factors["B"], rank=rank, scale=scale
+    )

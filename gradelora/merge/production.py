@@ -1,0 +1,152 @@
+"""All shards of a merge: one thread copies ahead, some fill in and hash, others wait for the disk.
+
+The disk writes from the first moment on, while torch is still being imported; nobody who
+computes waits for it.
+"""
+
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gradelora.config import Runtime
+from gradelora.errors import Damaged
+from gradelora.merge.regions import Bench, Product
+from gradelora.merge.sealing import Entry, Journal, copy_ahead, fill_and_read_back
+from gradelora.store import fsync
+
+if TYPE_CHECKING:
+    from gradelora.merge.arithmetic import Arithmetic
+
+SEALERS = 2
+# Shards that are copied but not yet hashed: as long as the kernel still holds them, none is read twice.
+FEWEST_AHEAD, MOST_AHEAD, BYTES_AHEAD = 3, 8, 4 * 10**9
+
+
+@dataclass(frozen=True)
+class Written:
+    """A shard that is being written: its descriptor, and the flush of what was copied."""
+
+    file: int
+    flushed: "Future[None]"
+
+    def close(self) -> None:
+        """Let go of the file; its descriptor must outlive the flush."""
+        wait([self.flushed])
+        os.close(self.file)
+
+
+class Production:
+    """Makes `products` in `out`, from the base's folder and the adapter's; `journal` knows what is done."""
+
+    def __init__(self, base: Path, adapter: Path, out: Path, journal: Journal, runtime: Runtime) -> None:
+        self.base, self.adapter, self.out, self.journal = base, adapter, out, journal
+        self._threads = runtime.threads or 1
+        self._turn, self._stop = threading.Lock(), threading.Event()
+
+    def run(self, products: Sequence[Product]) -> list[Entry]:
+        """Seal every shard that is not yet sealed, in any order; the first failure stops the rest."""
+        ahead = max(FEWEST_AHEAD, min(MOST_AHEAD, BYTES_AHEAD // max(p.shard.size for p in products)))
+        self._ahead = threading.Semaphore(ahead)
+        with (
+            ThreadPoolExecutor(1) as loader,
+            ThreadPoolExecutor(2 * MOST_AHEAD) as flushers,
+            ThreadPoolExecutor(1) as copier,
+            ThreadPoolExecutor(SEALERS) as sealers,
+        ):
+            self._flushers = flushers
+            missing = [p for p in products if not self._is_kept(p)]
+            if missing:
+                # torch takes seconds to import: begun first, and not at all where nothing is left to add.
+                self._arithmetic: Future[Arithmetic] = loader.submit(_arithmetic, self._threads)
+            waiting = [sealers.submit(self._filled, p, copier.submit(self._copied, p)) for p in missing]
+            try:
+                for flushed in [each.result() for each in waiting]:
+                    flushed.result()
+            except BaseException:
+                self._stop.set()
+                sealers.shutdown(wait=False, cancel_futures=True)
+                copier.shutdown(wait=False, cancel_futures=True)
+                # One that waits for its turn to copy must wake up to see that it is over.
+                self._ahead.release()
+                raise
+        return [self.journal[product.shard.name] for product in products]
+
+    def _is_kept(self, product: Product) -> bool:
+        kept = self.journal.sealed(self.out, product.shard) is not None
+        if kept:
+            print(f"merge: kept {product.shard.name}, sealed by an earlier attempt", flush=True)
+        return kept
+
+    def _copied(self, product: Product) -> "Written | None":
+        """The half-made shard; None where a whole one lies there, without its hash."""
+        self._ahead.acquire()
+        if self._stop.is_set():
+            raise CancelledError
+        if self._is_whole(product):
+            return None
+        return self._begun(product)
+
+    def _begun(self, product: Product) -> "Written":
+        """Copied, and on its way to the disk while it is still filled in."""
+        file = copy_ahead(product, self.base, self._part(product))
+        return Written(file, self._flushers.submit(os.fsync, file))
+
+    def _filled(self, product: Product, copied: "Future[Written | None]") -> "Future[None]":
+        written = copied.result()
+        try:
+            if written is None:
+                entry = self._read(product)
+                if entry is not None:
+                    return self._flushers.submit(self._remember, product, entry)
+                written = self._begun(product)
+            try:
+                with self._bench() as bench:
+                    entry = fill_and_read_back(product, written.file, bench, write=True)
+            except BaseException:
+                written.close()
+                raise
+            return self._flushers.submit(self._flushed, product, written, entry)
+        finally:
+            self._ahead.release()
+
+    def _read(self, product: Product) -> Entry | None:
+        """The entry of a shard that was renamed before its hash was recorded, or None where it is damaged."""
+        try:
+            with self._bench() as bench, (self.out / product.shard.name).open("rb") as there:
+                return fill_and_read_back(product, there.fileno(), bench, write=False)
+        except Damaged:
+            return None
+
+    def _flushed(self, product: Product, written: "Written", entry: Entry) -> None:
+        try:
+            written.flushed.result()
+            os.fsync(written.file)
+        finally:
+            written.close()
+        self._part(product).replace(self.out / product.shard.name)
+        fsync(self.out)
+        self._remember(product, entry)
+
+    def _remember(self, product: Product, entry: Entry) -> None:
+        self.journal.add(entry)
+        print(f"merge: sealed {product.shard.name} ({product.shard.size / 1e9:.2f} GB)", flush=True)
+
+    def _bench(self) -> Bench:
+        return Bench(self.base, self.adapter, self._arithmetic, self._turn)
+
+    def _part(self, product: Product) -> Path:
+        return self.out / f"{product.shard.name}.part"
+
+    def _is_whole(self, product: Product) -> bool:
+        path = self.out / product.shard.name
+        return path.exists() and path.stat().st_size == product.shard.size
+
+
+def _arithmetic(threads: int) -> "Arithmetic":
+    from gradelora.merge.arithmetic import Arithmetic
+
+    return Arithmetic(threads)

@@ -1,0 +1,124 @@
+"""The merged model beside base + adapter, on items that evaluate scored: decisions and log-probabilities.
+
+predictions.jsonl already holds what base and adapter said, so one model is loaded, not two.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ConfigDict
+
+from gradelora.artifacts import Agreed, EncodedDataset, EvalReport, Frozen, Split
+from gradelora.config import MergeStageConfig, Runtime
+from gradelora.errors import Damaged, MergeDiffers
+from gradelora.model.load import load_base
+from gradelora.scoring.candidates import Likelihoods, read_candidates
+from gradelora.scoring.held_out import HeldOut, read_held_out
+from gradelora.scoring.likelihood import score_prompts
+from gradelora.scoring.opinion import opinion
+
+PREDICTIONS = "predictions.jsonl"
+DIGITS = 4
+# Weights that are rounded once more to bf16, and sums in another order, move a log-probability
+# however little the adapter changed; below this the share of its effect is not judged.
+NOISE_NATS = 0.05
+
+
+class Told(Frozen):
+    """What evaluate wrote of one item, as far as it is compared."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    item_id: str
+    split: Split
+    adapter_score: float
+    base_log_probabilities: tuple[float, ...]
+    adapter_log_probabilities: tuple[float, ...]
+
+
+def verify(config: MergeStageConfig, report: EvalReport, data: EncodedDataset, out: Path, runtime: Runtime) -> Agreed:
+    """Load `out`, score `config.verify_items` items, compare.
+
+    Raises KeyMismatch for a key too few or too many, MergeDiffers where the comparison fails.
+    """
+    told = chosen(report.path / PREDICTIONS, config.verify_items)
+    items = {item.item_id: item for item in read_held_out(data, sorted({one.split for one in told}))}
+    lost = [one.item_id for one in told if one.item_id not in items]
+    if lost:
+        raise Damaged(f"{report.path / PREDICTIONS}: {lost[0]} is no item of the encoded data; evaluate again")
+    print(f"merge: the merged model scores {len(told)} evaluated items", flush=True)
+    agreed = compare(told, _scored([items[one.item_id] for one in told], config, data, out, runtime))
+    print(
+        f"merge: {agreed.changed_scores} of {agreed.items} scores changed, log-probabilities by "
+        f"{agreed.mean_difference:.4f} nats on average, by {agreed.adapter_effect:.4f} by the adapter",
+        flush=True,
+    )
+    judge(agreed, config)
+    return agreed
+
+
+def chosen(predictions: Path, count: int) -> list[Told]:
+    """`count` evaluated items, the same for every model: those whose ids hash lowest."""
+    with predictions.open(encoding="utf-8") as file:
+        told = [Told.model_validate(json.loads(line)) for line in file]
+    told.sort(key=lambda one: hashlib.sha256(one.item_id.encode()).digest())
+    return told[:count]
+
+
+def _scored(
+    items: Sequence[HeldOut], config: MergeStageConfig, data: EncodedDataset, out: Path, runtime: Runtime
+) -> list[tuple[float, Likelihoods]]:
+    """Score and likelihoods of each item by the model in `out`."""
+    model = load_base(out, weights=config.weights, precision=config.precision, device=config.device)
+    candidates = read_candidates(data.path)
+    found = score_prompts(
+        model,
+        [item.prompt for item in items],
+        candidates,
+        pad_id=data.pad_token_id,
+        rows_per_pass=runtime.evaluate_rows,
+    )
+    return [(opinion(candidates[item.question_key], one).score, one) for item, one in zip(items, found, strict=True)]
+
+
+def compare(told: Sequence[Told], found: Sequence[tuple[float, Likelihoods]]) -> Agreed:
+    """Scores, and the log-probability of the score that base + adapter gives to each item."""
+    differences, effects, changed = [], [], 0
+    for one, (score, likelihoods) in zip(told, found, strict=True):
+        best = max(range(len(one.adapter_log_probabilities)), key=one.adapter_log_probabilities.__getitem__)
+        before = one.adapter_log_probabilities[best]
+        differences.append(abs(likelihoods.log_probabilities[best] - before))
+        effects.append(abs(one.base_log_probabilities[best] - before))
+        changed += score != one.adapter_score
+    mean, effect = sum(differences) / len(told), sum(effects) / len(told)
+    return Agreed(
+        items=len(told),
+        changed_scores=changed,
+        mean_difference=round(mean, DIGITS),
+        largest_difference=round(max(differences), DIGITS),
+        adapter_effect=round(effect, DIGITS),
+        shift=round(mean / effect, DIGITS) if effect else 0.0,
+    )
+
+
+def judge(agreed: Agreed, config: MergeStageConfig) -> None:
+    """Raise MergeDiffers where scores or log-probabilities lie outside of what `config` allows."""
+    changed = agreed.changed_scores / agreed.items
+    faults = []
+    if changed > config.max_changed_scores:
+        faults.append(
+            f"{agreed.changed_scores} of {agreed.items} items get another score, "
+            f"{config.max_changed_scores:.0%} allowed (merge.max_changed_scores)"
+        )
+    if agreed.mean_difference > NOISE_NATS and agreed.shift > config.max_shift:
+        faults.append(
+            f"log-probabilities differ by {agreed.mean_difference:.4f} nats on average, {agreed.shift:.0%} of the "
+            f"{agreed.adapter_effect:.4f} that the adapter changed, {config.max_shift:.0%} allowed (merge.max_shift)"
+        )
+    if faults:
+        raise MergeDiffers(
+            "the merged model does not score as base and adapter do: " + "; ".join(faults) + "; serve the adapter "
+            "beside the base, set merge.dtype=bf16 where experts were rounded to MXFP4, or allow more"
+        )
