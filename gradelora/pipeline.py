@@ -109,8 +109,8 @@ class Pipeline:
 
     @cached_property
     def merged(self) -> MergedModel:
-        """The adapter in the base's weights."""
-        return self._obtain(merge, self.run.merge, self.snapshot, self.adapter)
+        """The adapter in the base's weights, proved on evaluated items."""
+        return self._obtain(merge, self.run.merging, self.snapshot, self.adapter, self.evaluation, self.encoded)
 
     def _obtain(self, stage: Callable[..., A], config: Frozen, *inputs: Artifact) -> A:
         call = functools.partial(child.call, on_line=self._on_line)
