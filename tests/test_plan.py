@@ -13,7 +13,7 @@ from gradelora.artifacts import EncodedDataset
 from gradelora.cli import main
 from gradelora.config import RunConfig
 from gradelora.config_file import load_config
-from gradelora.errors import NotEnoughMemory, UnsupportedModel
+from gradelora.errors import NotEnoughGpus, NotEnoughMemory, UnsupportedModel
 from gradelora.hardware import Hardware, preset
 from gradelora.preflight import Plan, check, make_plan
 from gradelora.preflight.disk import adapter_bytes, plan_disk
@@ -245,3 +245,24 @@ def test_a_gpu_that_is_not_known_is_planned_as_the_slowest() -> None:
     assert roofline(preset("2xh200")) is ROOFLINES["H200"]
     novel = Hardware(name="x", gpus=1, gpu_bytes=10**11, host_bytes=10**11, cores=8, gpu="NVIDIA Q900")
     assert roofline(novel).operations == min(line.operations for line in ROOFLINES.values())
+
+
+def test_every_process_that_evaluates_on_a_cpu_holds_a_model_in_the_hosts_memory() -> None:
+    cpu = ("train.device=cpu", "evaluate.device=cpu", "train.precision=fp32", "evaluate.precision=fp32")
+    one, three = (planned(*cpu, f"runtime.evaluate_processes={n}") for n in (1, 3))
+    first, more = (next(s for s in p.later if s.mode == "evaluation") for p in (one, three))
+    assert more.needed_bytes == 3 * first.needed_bytes
+    gpus = planned("runtime.evaluate_processes=2")
+    assert next(s for s in gpus.later if s.mode == "evaluation").processes_per_device == 1
+
+
+def test_several_nodes_share_the_ranks_and_each_host_its_own() -> None:
+    together = ("train.processes=4", "runtime.nodes=2", "runtime.rendezvous=a")
+    run, found = load_config(H200, [*together]), planned(*together)
+    check(run, found)
+    host = next(s for s in found.later if s.mode == "host beside the GPUs")
+    assert host.processes_per_device == 2
+    eight = ("train.processes=8", *together[1:])
+    run, found = load_config(H200, [*eight]), planned(*eight)
+    with pytest.raises(NotEnoughGpus, match=r"set train\.processes=4"):
+        check(run, found)

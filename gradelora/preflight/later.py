@@ -5,6 +5,7 @@ A run that trains and then cannot be evaluated is as lost as one that cannot tra
 
 from gradelora.config import RunConfig, Runtime, TrainConfig
 from gradelora.hardware import Hardware
+from gradelora.preflight.calibrated import evaluating
 from gradelora.preflight.memory import (
     CONTEXT_BYTES,
     CPU_HEAP,
@@ -36,7 +37,7 @@ def later_stages(run: RunConfig, work: Workload, size: ModelSize, hardware: Hard
     if run.merge.enabled:
         plans.append(plan_merge(size, hardware))
     if run.train.device == "cuda":
-        plans.append(plan_host(run.train, size, hardware))
+        plans.append(plan_host(run, size, hardware))
     return tuple(plans)
 
 
@@ -58,8 +59,9 @@ def plan_loading(train: TrainConfig, size: ModelSize, hardware: Hardware) -> Mem
     return on_device("loading", needs, train, hardware)
 
 
-def plan_host(train: TrainConfig, size: ModelSize, hardware: Hardware) -> MemoryPlan:
+def plan_host(run: RunConfig, size: ModelSize, hardware: Hardware) -> MemoryPlan:
     """The host's part of a GPU run.  Mapped files are not counted: the kernel drops them when it must."""
+    train = run.train
     dense = size.largest_packed == 0 and train.parallel != "layers"
     width = 2 if train.precision == "bf16" else 4
     # transformers builds a dense model in the host's memory before it moves to the GPU.
@@ -71,14 +73,18 @@ def plan_host(train: TrainConfig, size: ModelSize, hardware: Hardware) -> Memory
     return MemoryPlan(
         mode="host beside the GPUs",
         device="host",
-        processes_per_device=train.processes,
+        # Training or evaluation, whichever has more of them.
+        processes_per_device=max(train.processes, evaluating(run, hardware)),
         available_bytes=hardware.host_bytes,
         needs=needs,
     )
 
 
 def plan_evaluation(run: RunConfig, work: Workload, size: ModelSize, hardware: Hardware) -> MemoryPlan:
-    """One process on one device, whatever trained: base and adapter in one load, answers behind their prefix."""
+    """Each process with a model of its own, whatever trained: base and adapter at once, answers behind their prefix.
+
+    On GPUs one process each; on a CPU all of them in the host's memory.
+    """
     evaluate = run.evaluate
     width = 2 if evaluate.precision == "bf16" else 4
     # It loads as one training process does, on one device.
@@ -109,7 +115,7 @@ def plan_evaluation(run: RunConfig, work: Workload, size: ModelSize, hardware: H
     return MemoryPlan(
         mode=EVALUATION,
         device="one GPU" if evaluate.device == "cuda" else "host",
-        processes_per_device=1,
+        processes_per_device=1 if evaluate.device == "cuda" else evaluating(run, hardware),
         available_bytes=hardware.gpu_bytes if evaluate.device == "cuda" else hardware.host_bytes,
         needs=tuple(needs),
     )

@@ -28,8 +28,7 @@ class Trained(Frozen):
 def trained(folder: Path) -> Trained | None:
     """Of an Adapter's folder; None where no progress lies beside it, or not what is looked for."""
     try:
-        text = (folder / ASIDE / PROGRESS).read_text(encoding="utf-8")
-        attempts = list(_attempts(json.loads(line) for line in text.splitlines()))
+        attempts = list(_attempts(progress_lines(folder)))
         # A step that was lost with an attempt and done again counts once.
         steps = {line["step"]: line for attempt in attempts for line in attempt if "loss" in line}
         last = attempts[-1]
@@ -44,6 +43,12 @@ def trained(folder: Path) -> Trained | None:
         )
     except (OSError, ValueError, KeyError, TypeError, IndexError, StopIteration, ZeroDivisionError):
         return None
+
+
+def progress_lines(folder: Path) -> list[dict[str, Any]]:
+    """The lines of an Adapter's folder, in order.  Raises OSError, ValueError."""
+    text = (folder / ASIDE / PROGRESS).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def _attempts(lines: Iterable[dict[str, Any]]) -> Iterable[list[dict[str, Any]]]:

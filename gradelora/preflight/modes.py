@@ -8,6 +8,7 @@ from gradelora.config import RunConfig
 from gradelora.config_file import build_config
 from gradelora.errors import BadConfig
 from gradelora.hardware import Hardware
+from gradelora.nodes import number_of_nodes, processes_on_each
 from gradelora.preflight.later import EVALUATION, later_stages
 from gradelora.preflight.memory import MemoryPlan, Row, plan_memory
 from gradelora.preflight.size import ModelSize
@@ -44,7 +45,16 @@ def stages_of(run: RunConfig, work: Workload, size: ModelSize, hardware: Hardwar
     """Training first, then all that must fit beside or after it."""
     row = Row(work.row_tokens, work.positions)
     training = plan_memory(run.train, row, size, hardware)
-    return (training, *later_stages(run, work, size, hardware))
+    plans = (training, *later_stages(run, work, size, hardware))
+    nodes = number_of_nodes(run.runtime)
+    return plans if nodes == 1 else tuple(_on_each(plan, run, nodes) for plan in plans)
+
+
+def _on_each(plan: MemoryPlan, run: RunConfig, nodes: int) -> MemoryPlan:
+    """Ranks that share a host's memory are those of one of several nodes."""
+    if plan.processes_per_device != run.train.processes:
+        return plan
+    return plan.model_copy(update={"processes_per_device": processes_on_each(run.train, nodes)})
 
 
 def modes_of(run: RunConfig, work: Workload, size: ModelSize, hardware: Hardware) -> tuple[Mode, ...]:
@@ -57,9 +67,12 @@ def modes_of(run: RunConfig, work: Workload, size: ModelSize, hardware: Hardware
                 other = build_config(run.model_dump(mode="json"), options)
             except BadConfig:
                 continue
-            mode = Mode(
-                mode=_name(other), changes=options, stages=stages_of(other, work_of(work, other), size, hardware)
-            )
+            try:
+                stages = stages_of(other, work_of(work, other), size, hardware)
+            except BadConfig:
+                # One process for all GPUs reaches those of one machine alone.
+                continue
+            mode = Mode(mode=_name(other), changes=options, stages=stages)
             if options and options not in found:
                 found[options] = mode
             # What eases the evaluation alone is of use only where nothing else is too large.
