@@ -1,8 +1,8 @@
 """How often the gate promotes what is no better, and what is: simulated evaluations, each settled to its end.
 
-    python bench/simulate_gate.py [--runs 1000] [--gain 0.1]
+    python bench/simulate_gate.py [--runs 1000] [--gain 0.1] [--processes N]
 
-A question has its own maximum and difficulty, a student an ability.  The human score of an answer
+A question has its own maximum and difficulty, a student an ability where students matter.  The human score of an answer
 is its true quality plus noise, cut into points.  A scorer does the same with its own noise, in
 every question with its own bias and precision, and towards every student with its own bias: that
 is what makes answers of one question, and those of one student, dependent.  Base and adapter are
@@ -15,9 +15,10 @@ says how often it promoted; `power` is the mean of what the verdicts themselves 
 """
 
 import argparse
+import multiprocessing
+import os
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,63 +45,65 @@ NAME = "simulated"
 
 @dataclass(frozen=True)
 class World:
-    """`students` answer all of `questions`; `named`: the data say who wrote what."""
+    """`students` answer all of `questions`; `matter`: answers of one depend; `named`: the data say whose they are."""
 
     questions: int
     students: int
+    matter: bool
     named: bool
 
 
-def scored(rng: np.random.Generator, quality_QS: np.ndarray, noise: float) -> np.ndarray:
+def scored(rng: np.random.Generator, quality_QS: np.ndarray, noise: float, matter: bool) -> np.ndarray:
     """A scorer's view of the true quality [Q, S] before it is cut into points."""
     questions, students = quality_QS.shape
-    bias = rng.normal(0, QUESTION_BIAS_SD, (questions, 1)) + rng.normal(0, STUDENT_BIAS_SD, (1, students))
+    bias = rng.normal(0, QUESTION_BIAS_SD, (questions, 1)) + matter * rng.normal(0, STUDENT_BIAS_SD, (1, students))
     spread = noise * np.exp(rng.normal(0, PRECISION_SD, (questions, 1)))
     return quality_QS + bias + spread * rng.standard_normal(quality_QS.shape)
 
 
-def draw(seed: int, questions: int, students: int, adapter_noise: float) -> tuple[np.ndarray, ...]:
+def draw(seed: int, world: World, adapter_noise: float) -> tuple[np.ndarray, ...]:
     """(maximum [Q, 1], human, base, adapter [Q, S]) in points."""
-    rng = np.random.default_rng(seed)
+    rng, questions, students = np.random.default_rng(seed), world.questions, world.students
     maximum = rng.integers(2, 6, (questions, 1))
     difficulty = rng.normal(0, 0.5, (questions, 1))
-    ability = rng.normal(0, ABILITY_SD, (1, students))
-    rest = np.sqrt(1 - ABILITY_SD**2) * rng.standard_normal((questions, students))
+    shared = ABILITY_SD * world.matter
+    ability = rng.normal(0, shared, (1, students))
+    rest = np.sqrt(1 - shared**2) * rng.standard_normal((questions, students))
     quality = rest + ability + difficulty
 
     def points(view: np.ndarray) -> np.ndarray:
         return np.clip(np.round((view / 4 + 0.5) * maximum), 0, maximum)
 
     human = points(quality + RATER_NOISE * rng.standard_normal(quality.shape))
-    return maximum, human, points(scored(rng, quality, BASE_NOISE)), points(scored(rng, quality, adapter_noise))
+    base, adapter = (points(scored(rng, quality, noise, world.matter)) for noise in (BASE_NOISE, adapter_noise))
+    return maximum, human, base, adapter
 
 
-def true_gain(adapter_noise: float) -> float:
+def true_gain(adapter_noise: float, matter: bool) -> float:
     """QWK of the adapter less that of the base over many questions and students."""
-    _, human, base, adapter = (array.ravel() for array in draw(0, 1500, 300, adapter_noise))
+    many = World(1500, 300, matter, named=False)
+    _, human, base, adapter = (array.ravel() for array in draw(0, many, adapter_noise))
     step = np.ones(human.size)
     before, after = (float(agreement.qwk(agreement.moments(human, view, step).sum(0))) for view in (base, adapter))
     return after - before
 
 
-def noise_of(gain: float) -> float:
+def noise_of(gain: float, matter: bool) -> float:
     """The adapter's noise that makes a true gain, by bisection."""
     low, high = 0.0, BASE_NOISE
     for _ in range(12):
         middle = (low + high) / 2
-        low, high = (middle, high) if true_gain(middle) > gain else (low, middle)
+        low, high = (middle, high) if true_gain(middle, matter) > gain else (low, middle)
     return (low + high) / 2
 
 
-def predictions(
-    seed: int, questions: int, students: int, adapter_noise: float, named: bool = False
-) -> list[Prediction]:
+def predictions(seed: int, world: World, adapter_noise: float) -> list[Prediction]:
     """One simulated evaluation as the stage would write it."""
-    maximum, human, base, adapter = draw(seed, questions, students, adapter_noise)
+    maximum, human, base, adapter = draw(seed, world, adapter_noise)
     made = []
-    for q in range(questions):
+    for q in range(world.questions):
         scale = tuple(float(s) for s in range(int(maximum[q, 0]) + 1))
-        for s in range(students):
+        for s in range(world.students):
             views = {}
             for name, score in (("base", base[q, s]), ("adapter", adapter[q, s])):
                 views |= {f"{name}_score": score, f"{name}_expected": score, f"{name}_confidence": 1.0}
@@ -111,7 +114,7 @@ def predictions(
                     record_id=f"{s}",
                     question_key=f"q{q:03}",
                     split="unseen_answers",
-                    student=s if named else None,
+                    student=s if world.named else None,
                     group=None,
                     score=human[q, s],
                     max_score=maximum[q, 0],
@@ -135,24 +138,39 @@ def evaluated(folder: Path, made: list[Prediction], config: EvaluateConfig) -> E
     return EvalReport.collect(folder, split="unseen_answers", items=whole.items, **facts)
 
 
-def verdicts(runs: int, world: World, adapter_noise: float, resamples: int = RESAMPLES) -> Iterator[Verdict]:
-    """Each run settled in a store of its own, its champion and its refusals looked at."""
+def settled(seed: int, world: World, adapter_noise: float, resamples: int = RESAMPLES) -> Verdict:
+    """One run in a store of its own, whose champion and refusals are looked at."""
     config = EvaluateConfig(resamples=resamples)
     facts = {"trainable_parameters": 1, "total_parameters": 2, "steps": 1, "final_loss": 1.0}
-    for run in range(runs):
-        with tempfile.TemporaryDirectory() as name:
-            root = Path(name)
-            (root / "adapter").mkdir()
-            adapter = Adapter.collect(root / "adapter", repo_id="a/b", commit="c", **facts)
-            made = predictions(run, world.questions, world.students, adapter_noise, world.named)
-            report = evaluated(root / "report", made, config)
-            verdict = settle(root, NAME, GateConfig(), config, adapter, report, "data")
-            assert (champion_of(root, NAME) is not None) == verdict.promoted
-            assert len(read_champions(root, NAME).refusals) == (not verdict.promoted)
-            yield verdict
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        (root / "adapter").mkdir()
+        adapter = Adapter.collect(root / "adapter", repo_id="a/b", commit="c", **facts)
+        report = evaluated(root / "report", predictions(seed, world, adapter_noise), config)
+        verdict = settle(root, NAME, GateConfig(), config, adapter, report, "data")
+        assert (champion_of(root, NAME) is not None) == verdict.promoted
+        assert len(read_champions(root, NAME).refusals) == (not verdict.promoted)
+    return verdict
 
 
-WORLDS = tuple(World(q, s, named) for named in (False, True) for q, s in ((5, 40), (10, 14), (10, 40), (30, 40)))
+WORLDS = (
+    World(10, 14, matter=False, named=False),
+    World(20, 20, matter=False, named=False),
+    World(10, 14, matter=True, named=True),
+    World(20, 20, matter=True, named=True),
+    World(20, 20, matter=True, named=False),
+)
+
+
+def line(world: World, gain: float, noise: float, found: list[Verdict]) -> str:
+    """What became of the runs of one world."""
+    promoted, lost = (np.mean(v) for v in ([v.promoted for v in found], [bool(v.losses) for v in found]))
+    measured, power = (np.mean(v) for v in ([v.comparison.gain.value for v in found], [v.power for v in found]))
+    students = {(False, False): "independent", (True, True): "named", (True, False): "not named"}
+    return (
+        f"{world.questions:>9} {world.students:>8} {students[world.matter, world.named]:>11} {noise:>6.3f} "
+        f"{gain:>9.2f} {measured:>8.3f} {100 * promoted:>7.1f} % {100 * power:>4.0f} % {100 * lost:>4.1f} %"
+    )
 
 
 def main() -> None:
@@ -160,27 +178,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=1000, help="simulated evaluations a line")
     parser.add_argument("--gain", type=float, default=GateConfig().expected_gain, help="QWK; a real gain's size")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
-    started, runs = time.process_time(), arguments.runs
-    noise = noise_of(arguments.gain)
+    started, runs = time.monotonic(), arguments.runs
     error = 1.96 * np.sqrt(0.025 * 0.975 / runs)
-    print(f"{runs} gates a line, {RESAMPLES} resamples; noise {BASE_NOISE} for the base, {noise:.3f} for a real gain")
-    print(f"Equally good: at most 2.5 % may be promoted, in {runs} runs at most {100 * (0.025 + error):.1f} %.")
-    print(f"{'questions':>9} {'students':>8} {'named':>6} {'true gain':>9} {'measured':>8} {'promoted':>9} {'power':>7}"
-          f" {'a loss':>7}")  # fmt: skip
-    for world in WORLDS:
-        for gain, adapter_noise in ((0.0, BASE_NOISE), (arguments.gain, noise)):
-            found = list(verdicts(runs, world, adapter_noise))
-            promoted = np.mean([v.promoted for v in found])
-            measured = np.mean([v.comparison.gain.value for v in found])
-            power = np.mean([v.power for v in found])
-            lost = np.mean([bool(v.losses) for v in found])
-            print(
-                f"{world.questions:>9} {world.students:>8} {'yes' if world.named else 'no':>6} {gain:>9.3f} "
-                f"{measured:>8.3f} {100 * promoted:>7.1f} % {100 * power:>5.0f} % {100 * lost:>5.1f} %",
-                flush=True,
-            )
-    print(f"{time.process_time() - started:.0f} CPU-s")
+    print(f"{runs} gates a line, {RESAMPLES} resamples; the base's noise is {BASE_NOISE}")
+    print(f"Equally good: at most 2.5 % may be promoted, {100 * (0.025 + error):.1f} % of {runs} runs.")
+    print("questions students    of those  noise true gain measured  promoted  power  loss", flush=True)
+    with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
+        for world in WORLDS:
+            for gain in (0.0, arguments.gain):
+                noise = noise_of(gain, world.matter) if gain else BASE_NOISE
+                found = pool.starmap(settled, [(run, world, noise) for run in range(runs)], chunksize=5)
+                print(line(world, gain, noise, found), flush=True)
+    print(f"{(time.monotonic() - started) / 60:.0f} minutes on {arguments.processes} processes")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What the server does by itself: end dead runs, start crashed ones again, notify people.
+"""What the server does by itself: mark dead runs, notify people.
 
-The trigger that starts a run on new data stands with its deployment in prefect.yaml.
+What starts runs on new data, and crashed ones again, stands with its deployment in prefect.yaml.
 """
 
 from datetime import timedelta
@@ -17,9 +17,9 @@ from gradelora.errors import BadConfig
 # prefect.yaml has every run of a deployment send a heartbeat each 30 s (Prefect's default is 180): ten of
 # them may be lost before a run counts as dead.
 SILENCE = timedelta(minutes=5)
-# A run that crashes whenever it is started must not be started for ever.
-ONCE_IN = timedelta(hours=6)
-ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Crashed", "Cancelled", "TimedOut")}
+# After these nobody works on a run, so nobody need hear of it.
+OVER = ("Completed", "Failed", "Crashed", "Cancelled", "TimedOut", "Scheduled", "AwaitingRetry", "Paused", "Suspended")
+ENDS = {f"prefect.flow-run.{state}" for state in OVER}
 ALL_RUNS = {"prefect.resource.id": "prefect.flow-run.*"}
 EACH_RUN = {"prefect.resource.id"}
 WORK = {"prefect.resource.role": "flow", "prefect.resource.name": ["finetune", "score"]}
@@ -29,7 +29,7 @@ FAILURES = {"prefect.flow-run.Failed", "prefect.flow-run.Crashed", "prefect.flow
 
 
 def recovery() -> list[AutomationCore]:
-    """A dead run is marked Crashed; a crashed run of a deployment goes on by itself."""
+    """A dead run is marked Crashed; resume/crashed then starts it again."""
     heartbeat = "prefect.flow-run.heartbeat"
     return [
         _automation(
@@ -38,14 +38,6 @@ def recovery() -> list[AutomationCore]:
             _trigger({heartbeat}, Posture.Proactive, SILENCE, after={heartbeat}, ends=ENDS, related=[DEPLOYED]),
             ChangeFlowRunState(
                 state=StateType.CRASHED, name="Crashed", message=f"no heartbeat for {SILENCE.seconds // 60} minutes"
-            ),
-        ),
-        _automation(
-            "a crashed run goes on by itself",
-            f"As `prefect flow-run retry` does, for each run at most once in {ONCE_IN.seconds // 3600} h.",
-            _trigger({"prefect.flow-run.Crashed"}, Posture.Reactive, ONCE_IN, related=[WORK, DEPLOYED]),
-            ChangeFlowRunState(
-                state=StateType.SCHEDULED, name="AwaitingRetry", message="crashed; goes on where it stopped", force=True
             ),
         ),
     ]
@@ -113,7 +105,10 @@ def synchronise(client: SyncPrefectClient, wanted: list[AutomationCore]) -> list
 def _essence(automation: AutomationCore | Automation) -> dict[str, Any]:
     """What makes one automation; a switch that a person has set in the UI is theirs."""
     core = AutomationCore.model_validate(automation.model_dump())
-    return core.model_dump(mode="json", exclude={"enabled", "owner_resource"})
+    essence = core.model_dump(mode="json", exclude={"enabled", "owner_resource"})
+    # Sets, which come in another order in every process.
+    trigger = essence["trigger"]
+    return essence | {"trigger": trigger | {name: sorted(trigger[name]) for name in ("after", "expect", "for_each")}}
 
 
 def _automation(name: str, description: str, trigger: EventTrigger, action: ActionTypes) -> AutomationCore:

@@ -1,23 +1,29 @@
-"""`python -m deployments.grace`, before a server starts: no run counts as dead for what the server missed.
+"""`python -m deployments.grace`, before a server starts: no run ends for what the server missed.
 
-The server takes up its count where it was: after an absence longer than SILENCE it would mark
-every healthy run Crashed in its first seconds, before their next heartbeats have reached it.  So
-each count that waits for a heartbeat begins anew.  Works on any database that the server does
-(PREFECT_API_DATABASE_CONNECTION_URL); one without tables yet is left as it is.
+A server goes on where it was.  After an absence it would in its first seconds mark healthy runs
+Crashed, before their next heartbeats have reached it, and take back the slots that they could not
+renew, which ends them, too.  So every count of silence begins anew, and every slot is good for a
+while; those of runs that did die are freed when the while is over.  Works on any database and
+lease storage that the server does; a database without tables yet is left as it is.
 """
 
 import asyncio
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import sqlalchemy as sa
+from prefect.server.concurrency.lease_storage import get_concurrency_lease_storage
 from prefect.server.database import provide_database_interface
 
 from deployments.automations import SILENCE, recovery
 
+# A client that found no server tries again after 4 min at the latest: PREFECT_CLIENT_MAX_RETRIES in prefect.yaml.
+SLOTS = timedelta(minutes=10)
+MANY = 10_000
 
-async def begin_anew() -> int:
-    """How many counts were set back."""
+
+async def count_anew() -> int:
+    """How many counts of silence were set back."""
     db = provide_database_interface()
     engine = await db.engine()
     now = datetime.now(UTC)
@@ -32,11 +38,29 @@ async def begin_anew() -> int:
         return int(changed.rowcount)
 
 
+async def renew_slots() -> int:
+    """How many slots are held by runs that are alive, or were."""
+    storage = get_concurrency_lease_storage()
+    leases = {*await storage.read_active_lease_ids(MANY), *await storage.read_expired_lease_ids(MANY)}
+    for lease in leases:
+        await storage.renew_lease(lease, SLOTS)
+    return len(leases)
+
+
+async def forgive() -> str:
+    """What was set back, in one line."""
+    runs, slots = await count_anew(), await renew_slots()
+    if not runs and not slots:
+        return ""
+    silence, held = SILENCE.seconds // 60, SLOTS.seconds // 60
+    return f"server: {runs} runs have {silence} min to show that they are alive, {slots} slots are held for {held} min"
+
+
 def main() -> int:
     """Set back and say so."""
-    counts = asyncio.run(begin_anew())
-    if counts:
-        print(f"server: {counts} runs have {SILENCE.seconds // 60} min to show that they are alive")
+    told = asyncio.run(forgive())
+    if told:
+        print(told)
     return 0
 
 

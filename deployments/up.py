@@ -37,7 +37,7 @@ def up(port: int, arguments: Sequence[str]) -> None:
         url = _server(port)
         _register(url, arguments)
         _worker(url)
-        SHELL.write_text(f"export PREFECT_API_URL={url}\nexport PREFECT_HOME={HOME.absolute()}\n", encoding="utf-8")
+        SHELL.write_text(_shell(url), encoding="utf-8")
     print(f"UI: {url.removesuffix('/api')}\nIn your shell: . {SHELL}")
 
 
@@ -59,7 +59,16 @@ def environment(url: str) -> dict[str, str]:
         "PREFECT_API_URL": url,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
+        # In memory, the default, a server that is started again ends every run that holds a slot, and
+        # the slot of one that died meanwhile is lost for ever.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     }
+
+
+def _shell(url: str) -> str:
+    """What a shell needs to find server and commands."""
+    here = f"export PREFECT_API_URL={url}\nexport PREFECT_HOME={HOME.absolute()}\n"
+    return f'{here}export PATH="{Path(sys.executable).parent}:$PATH"\n'
 
 
 def _server(port: int) -> str:

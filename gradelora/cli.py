@@ -51,10 +51,13 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("validate", help="check data files against the rubric schema")
     check.add_argument("paths", nargs="*", metavar="PATH", help="data files; default: those of --config")
     _common(check, _validate, config_required=False)
-    score = _command(commands, "score", "score new answers with a trained adapter", _score)
+    score = _command(commands, "score", "score new answers with the champion's adapter, or another", _score)
     score.add_argument("files", nargs="+", metavar="FILE")
-    score.add_argument("--out", type=Path, required=True, help="folder for scores.jsonl; a second call goes on there")
+    score.add_argument("--out", type=Path, required=True, help="folder for scores.jsonl; what was scored is kept")
+    score.add_argument("--adapter", type=Path, help="folder of an adapter; default: the deployment's champion")
+    score.add_argument("--base", metavar="OWNER/NAME", help="the adapter's base; default: that of --config")
     score.add_argument("--threshold", type=float, default=0.7, help="confidence below which a human should look")
+    _command(commands, "gate", "promote the evaluated adapter if it is shown to be better than the champion", _gate)
     push = _command(commands, "push", "hand over the adapter or the merged model: a Hub repository or a folder", _push)
     push_options.add_options(push)
     _command(commands, "rollback", "go back to the champion before the present one", _rollback)
@@ -179,24 +182,29 @@ def _score(arguments: argparse.Namespace) -> int:
     from gradelora.pipeline import Pipeline
     from gradelora.progress import telling
     from gradelora.records import collect_data_files
-    from gradelora.score import score
+    from gradelora.score.chosen import choose
+    from gradelora.score.scored import copied_to
 
+    if arguments.base:
+        arguments.overrides.append(f"base.repo_id={arguments.base}")
     run, data = _config(arguments), collect_data_files(tuple(arguments.files))
     with telling() as teller, uploads_finished(run.store, teller.line):
-        pipeline = Pipeline(run, teller.obtained, teller.line)
-        scored = score(
-            run.encode,
-            run.evaluate,
-            pipeline.snapshot,
-            pipeline.adapter,
-            data,
-            out=arguments.out,
-            threshold=arguments.threshold,
-            trained_on=pipeline.encoded,
-            runtime=run.runtime,
-            say=teller.line,
-        )
-    _print(arguments, scored)
+        picked = choose(run, arguments.adapter)
+        teller.line(f"scoring with {picked.why}")
+        scores = Pipeline(run, teller.obtained, teller.line).scores(picked, data, arguments.threshold)
+    _print(arguments, scores, {"file": str(copied_to(scores, arguments.out)), "adapter": picked.why})
+    return 0
+
+
+def _gate(arguments: argparse.Namespace) -> int:
+    from gradelora.mirror import uploads_finished
+    from gradelora.pipeline import Pipeline
+    from gradelora.progress import telling
+
+    run = _config(arguments)
+    with telling() as teller, uploads_finished(run.store, teller.line):
+        verdict = Pipeline(run, teller.obtained, teller.line).verdict()
+    print(verdict.model_dump_json() if arguments.json else verdict.reason)
     return 0
 
 

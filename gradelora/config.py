@@ -180,6 +180,16 @@ class EvaluateConfig(Frozen):
     seed: int = 0
 
 
+class ScoreConfig(Frozen):
+    """New answers, asked as those that the adapter was trained on (see gradelora.score.chosen)."""
+
+    encode: EncodeConfig
+    weights: Literal["packed", "bf16"]
+    precision: Literal["bf16", "fp32"]
+    device: Literal["cuda", "cpu"]
+    threshold: float = Field(ge=0, le=1, description="confidence below which a human should look")
+
+
 class GateConfig(Frozen):
     """Promote only what is shown to agree better than the champion, or the base when there is none."""
 

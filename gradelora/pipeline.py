@@ -27,14 +27,19 @@ from gradelora.encode import encode
 from gradelora.errors import NotEnoughMemory
 from gradelora.evaluate import evaluate
 from gradelora.fetch import fetch
+from gradelora.gate import Verdict, settle
 from gradelora.hub import HubClient
 from gradelora.joining import join_node_0
 from gradelora.merge import merge
+from gradelora.mirror import champion_shared
 from gradelora.nodes import Place
 from gradelora.preflight import Plan, preflight
 from gradelora.records import collect_data_files
 from gradelora.relief import with_relief
 from gradelora.resolve import resolve
+from gradelora.score import score
+from gradelora.score.chosen import Chosen
+from gradelora.score.scored import Scores
 from gradelora.store import Obtained, Store
 from gradelora.train import train
 from gradelora.validate import validate
@@ -107,10 +112,31 @@ class Pipeline:
         """Base beside adapter on held-out items."""
         return self._obtain(evaluate, self.run.evaluate, self.snapshot, self.adapter, self.encoded)
 
+    def verdict(self) -> Verdict:
+        """Promote or refuse; the champion may have changed, so it is asked anew each time."""
+        root, evaluation = self.store.root, self.evaluation
+        with champion_shared(self.run.store, self.run.name):
+            return settle(
+                root,
+                self.run.name,
+                self.run.gate,
+                self.run.evaluate,
+                self.adapter,
+                evaluation,
+                self.encoded.digest,
+            )
+
     @cached_property
     def merged(self) -> MergedModel:
         """The adapter in the base's weights, proved on evaluated items."""
         return self._obtain(merge, self.run.merging, self.snapshot, self.adapter, self.evaluation, self.encoded)
+
+    def scores(self, picked: Chosen, data: DataFiles, threshold: float) -> Scores:
+        """New answers, scored with an adapter on the very commit of the base that it was trained on."""
+        base = resolve(picked.base, runtime=self.run.runtime)
+        snapshot = self._obtain(fetch, FetchConfig(part="everything"), base)
+        config = picked.config(self.run, threshold)
+        return self._obtain(score, config, snapshot, picked.adapter, data, picked.known)
 
     def _obtain(self, stage: Callable[..., A], config: Frozen, *inputs: Artifact) -> A:
         call = functools.partial(child.call, on_line=self._on_line)

@@ -4,6 +4,7 @@ from gradelora.artifacts import Adapter, EncodedDataset, EvalReport, MergedModel
 from gradelora.config import RunConfig
 from gradelora.merge import merge as stage
 from gradelora.store import Obtained
+from tasks.shown import Progress
 from tasks.stage import obtain, stage_task
 
 
@@ -18,4 +19,6 @@ def merge(
     """A checkpoint that is servable at once."""
     inputs = snapshot.artifact, adapter.artifact, report.artifact, data.artifact
     # The merge itself is a CPU's work; its verification loads the model where evaluate did.
-    return obtain(run, stage, run.merging, *inputs, gpu=run.merge.verify_items > 0)
+    progress = Progress(f"{run.name}-merge")
+    gpu = run.merge.verify_items > 0
+    return obtain(run, stage, run.merging, *inputs, on_line=progress, show=lambda _: progress.done(), gpu=gpu)

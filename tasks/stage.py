@@ -102,7 +102,8 @@ def obtain(
         if not gpu:
             return call(*arguments, **named)
         # strict: a limit that does not exist is an error, not a warning that nobody reads.
-        with concurrency(GPU_LIMIT, occupy=1, strict=True, raise_on_lease_renewal_failure=False):
+        # A minute: so long the slot of a run that was killed stays taken.
+        with concurrency(GPU_LIMIT, occupy=1, strict=True, lease_duration=60, raise_on_lease_renewal_failure=False):
             return call(*arguments, **named)
 
     logger = get_run_logger()

@@ -65,6 +65,12 @@ class Deployed:
         assert done.returncode == 0, done.stdout + done.stderr
         return str(self.runs()[0]["id"])
 
+    def post_run(self, name: str, parameters: dict[str, Any]) -> Any:
+        """A run of any deployment to its end, without the command line."""
+        found = self.deployment(name)
+        body = {"parameters": {**found["parameters"], **parameters}, "state": {"type": "SCHEDULED"}}
+        return self.ended(self.post(f"/deployments/{found['id']}/create_flow_run", body)["id"])
+
     def run(self, *overrides: str, deployment: str = "finetune/demo", **parameters: Any) -> Any:
         """The same, to its end."""
         return self.ended(self.start(*overrides, deployment=deployment, **parameters))
@@ -88,6 +94,14 @@ class Deployed:
         body = {"flow_runs": {"id": {"any_": [run_id]}}, "sort": "EXPECTED_START_TIME_ASC"}
         tasks = self.post("/task_runs/filter", body)
         return {r["name"].rpartition("-")[0] or r["name"]: r["state_name"] for r in tasks}
+
+    def let_go(self, run_id: str) -> int:
+        """How often the worker is through with a process of the run; it reports a crash until then."""
+        chosen = {
+            "event": {"name": ["prefect.worker.executed-flow-run"]},
+            "related": {"id": [f"prefect.flow-run.{run_id}"]},
+        }
+        return int(self.post("/events/filter", {"filter": chosen})["total"])
 
     def artifacts(self, run_id: str) -> dict[str, Any]:
         found = self.post("/artifacts/filter", {"flow_runs": {"id": {"any_": [run_id]}}, "sort": "UPDATED_DESC"})

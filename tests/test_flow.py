@@ -5,8 +5,10 @@ import os
 import subprocess
 from pathlib import Path
 
+import httpx
 import pytest
 
+from gradelora.report.compared import Comparison
 from gradelora.sandbox.demo import REPO_ID
 from gradelora.sandbox.hub import LoopbackHub
 from tests.conftest import STAGES, Bench, sentence
@@ -23,6 +25,28 @@ def trained(bench: Bench) -> Bench:
 
 def test_a_second_run_is_cached_whole(trained: Bench) -> None:
     assert trained.states() == dict.fromkeys(STAGES, "cached")
+
+
+def test_every_plan_is_kept_and_held_against_what_happened(trained: Bench) -> None:
+    """In the store, beside the page, and in the UI."""
+    trained.states()
+    store = trained.folder / "store"
+    first, *_, last = sorted(store.glob("reports/*/compared.json"))
+    ran, cached = (Comparison.model_validate_json(path.read_text()) for path in (first, last))
+    assert len(list(store.glob("plans/*.json"))) == len(list(store.glob("reports/*/plan.json")))
+    assert not ran.surprises
+    assert not cached.surprises
+    assert not any(each.cached for each in ran.figures)
+    assert all(each.cached for each in cached.figures)
+    figures = {(each.stage, each.figure): each for each in ran.figures}
+    for stage in ("train", "evaluate"):
+        assert abs(figures[stage, "the largest process"].error or 1) < 0.25, figures[stage, "the largest process"]
+    assert abs(figures["train", "adapter"].error or 1) < 0.02
+    assert figures["train", "steps"].error == 0
+    built = {each.stage: each.built_s for each in cached.figures if each.kind == "time"}
+    assert built["train"] == pytest.approx(figures["train", "seconds"].measured, rel=0.2)
+    found = httpx.post(f"{trained.server.url}/artifacts/latest/filter", json={}, timeout=30).json()
+    assert {"demo-plan", "demo-compared"} <= {artifact["key"] for artifact in found}
 
 
 def test_touching_a_data_file_runs_nothing(trained: Bench) -> None:

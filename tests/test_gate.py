@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.simulate_gate import BASE_NOISE, World, predictions, true_gain, verdicts
+from bench.simulate_gate import BASE_NOISE, World, predictions, settled, true_gain
 from gradelora.artifacts import Adapter, EvalReport, Interval
 from gradelora.champion import Champion, champion_of, promote, read_champions, rollback
 from gradelora.config import EvaluateConfig, GateConfig
@@ -109,7 +109,7 @@ def report(folder: Path, made: list[Prediction]) -> EvalReport:
 
 def good() -> list[Prediction]:
     """An adapter that agrees well beside a base that gives every answer 0."""
-    made = predictions(1, 10, 14, 0.3)
+    made = predictions(1, World(10, 14, False, False), 0.3)
     return [p.model_copy(update={"base_score": 0.0}) for p in made]
 
 
@@ -150,21 +150,21 @@ def test_other_data_or_lost_predictions_compare_with_the_base_and_say_so(tmp_pat
 
 
 def test_the_champion_itself_stays_champion(tmp_path: Path) -> None:
-    held = champion(tmp_path, predictions(1, 10, 14, 0.3))
+    held = champion(tmp_path, predictions(1, World(10, 14, False, False), 0.3))
     verdict = judge(GateConfig(), EVALUATION, held.adapter, held.report, "d", held)
     assert verdict.promoted
     assert verdict.reason.startswith("already the champion since")
 
 
 def test_a_split_without_items_is_refused_with_the_remedy(tmp_path: Path) -> None:
-    result = report(tmp_path / "r", predictions(1, 3, 5, 0.3))
+    result = report(tmp_path / "r", predictions(1, World(3, 5, False, False), 0.3))
     with pytest.raises(BadConfig, match=r"gate\.split=unseen_questions has no items; set a split"):
         judge(GateConfig(split="unseen_questions"), EVALUATION, adapter(tmp_path / "a", "a"), result, "d", None)
 
 
 def test_champions_are_kept_and_rolled_back_step_by_step_to_the_base(tmp_path: Path) -> None:
     root = tmp_path / "store"
-    result = report(tmp_path / "r", predictions(1, 3, 5, 0.3))
+    result = report(tmp_path / "r", predictions(1, World(3, 5, False, False), 0.3))
     adapters = [adapter(tmp_path / f"a{i}", str(i)) for i in range(3)]
     assert champion_of(root, "demo") is None
 
@@ -244,17 +244,18 @@ def test_a_refusal_says_how_surely_the_expected_gain_would_have_been_shown() -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("named", [False, True])
-def test_equally_good_adapters_are_promoted_in_at_most_alpha(named: bool) -> None:
-    """One-sided 2.5 % and two standard errors of 120 runs; `bench/simulate_gate.py` makes a thousand."""
-    null = [v.promoted for v in verdicts(120, World(10, 14, named), BASE_NOISE, 200)]
-    assert np.mean(null) <= 0.025 + 2 * np.sqrt(0.025 * 0.975 / 120)
+@pytest.mark.parametrize("students", [False, True])
+def test_equally_good_adapters_are_promoted_in_at_most_alpha(students: bool) -> None:
+    """One-sided 2.5 % and two standard errors of 60 runs; `bench/simulate_gate.py` makes a thousand."""
+    world = World(10, 14, students, students)
+    null = [settled(run, world, BASE_NOISE, 200).promoted for run in range(60)]
+    assert np.mean(null) <= 0.025 + 2 * np.sqrt(0.025 * 0.975 / 60)
 
 
 @pytest.mark.slow
 def test_a_real_gain_is_promoted_about_as_often_as_the_verdicts_say() -> None:
-    assert true_gain(0.3) == pytest.approx(0.138, abs=0.005)
-    found = list(verdicts(60, World(20, 20, True), 0.3, 200))
+    assert true_gain(0.3, matter=True) == pytest.approx(0.138, abs=0.005)
+    found = [settled(run, World(20, 20, True, True), 0.3, 200) for run in range(40)]
     promoted = np.mean([v.promoted for v in found])
     said = np.mean([power(GateConfig(expected_gain=0.138), v.comparison) for v in found])
-    assert promoted == pytest.approx(said, abs=2 * np.sqrt(said * (1 - said) / 60))
+    assert promoted == pytest.approx(said, abs=2 * np.sqrt(said * (1 - said) / 40))

@@ -16,6 +16,8 @@ from gradelora.model import load, packed
 from gradelora.model.adapter import attach, load_adapter, lora_config, parameter_counts
 from gradelora.model.load import load_base
 from gradelora.model.tree import TokenTree, tree_inputs
+from gradelora.preflight.size import lora_matrices, size_of
+from tests.described import gpt_oss as gpt_oss_120b
 from tests.tiny_models import save_gpt_oss, save_llama
 
 
@@ -210,3 +212,61 @@ def test_layers_are_spread_evenly_so_that_every_gpu_has_room_for_activations() -
     for name, parameter in model.named_parameters():
         held[load._place_of(name, places)] += parameter.numel() * parameter.element_size()
     assert max(held.values()) < 0.55 * total
+
+
+EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+
+
+def test_experts_of_gpt_oss_120b_add_as_many_parameters_as_peft_counts_and_the_plan_says() -> None:
+    from peft import get_peft_model
+
+    settings = LoraSettings(dropout=0, target_parameters=EXPERTS)
+    with torch.device("meta"):
+        model = get_peft_model(GptOssForCausalLM(GptOssConfig()), lora_config(settings))
+    assert parameter_counts(model) == (536_813_568, 116_835_128_640 - 5_971_968 + 536_813_568)
+    base = gpt_oss_120b()
+    size = size_of(base, settings)
+    assert size.lora_parameters == 536_813_568
+    names = {n.replace(".default", "") for n, _ in model.named_parameters() if ".lora_" in n}
+    planned = {
+        f"base_model.model.{m.module}.lora_{ab}.weight" for m in lora_matrices(base.tensors, settings) for ab in "AB"
+    }
+    assert planned == names
+
+
+def test_an_expert_adapter_comes_back_on_bf16_weights_and_is_an_error_on_packed_ones(
+    gpt_oss: Path, tmp_path: Path
+) -> None:
+    model = attach(
+        load_base(gpt_oss, weights="bf16", precision="fp32", device="cpu"),
+        LoraSettings(dropout=0, target_modules=(), target_parameters=EXPERTS),
+    )
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    ids = torch.arange(20).unsqueeze(0)
+    with torch.no_grad():
+        logits = model.eval()(ids).logits
+        model.save_pretrained(tmp_path, save_embedding_layers=False)
+        again = load_adapter(load_base(gpt_oss, weights="bf16", precision="fp32", device="cpu"), tmp_path)
+        assert torch.equal(again.eval()(ids).logits, logits)
+        with model.disable_adapter():
+            assert not torch.equal(model(ids).logits, logits)
+    with pytest.raises(KeyMismatch, match="does not fit"):
+        load_adapter(load_base(gpt_oss, weights="packed", precision="fp32", device="cpu"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target_parameters": ("experts.gate_up_proj", "experts.up_proj")}, r"experts\.up_proj match no parameter.*"
+         r"experts\.gate_up_proj"),
+        ({"target_modules": ("q_proj", "up_proj")}, "up_proj match no module"),
+    ],
+)  # fmt: skip
+def test_a_target_that_matches_nothing_is_an_error_beside_one_that_does(
+    gpt_oss: Path, settings: dict[str, Any], message: str
+) -> None:
+    model = load_base(gpt_oss, weights="bf16", precision="bf16", device="cpu")
+    with pytest.raises(BadConfig, match=message):
+        attach(model, LoraSettings(dropout=0, **settings))

@@ -132,34 +132,42 @@ def test_bad_data_end_the_run_with_a_report_and_keep_the_champion(running: Deplo
         bad.unlink()
 
 
+STAGES = ("fetch", "validate", "encode", "train", "evaluate")
+
+
 def test_an_engine_killed_in_every_stage_ends_with_the_undisturbed_adapter(running: Deployed, landed: Any) -> None:
-    """The first time it goes on by itself, then by `prefect flow-run retry`."""
+    """Once it goes on by resume/crashed, then by `prefect flow-run retry`."""
     folder = running.bench.folder
-    other = [f"store.root={folder}/again", f"runtime.hub_cache={folder}/again-hub"]
     undisturbed = adapter_digest(folder / "store")
-    run_id = running.start(*other)
-    for kills, stage in enumerate(("fetch", "validate", "encode", "train", "evaluate"), start=1):
-        if stage == "train":
-            pattern = "again/train/.*/checkpoints/*/manifest.json"
-            wait_for(lambda: list(folder.glob(pattern)), 200, f"no checkpoint\n{running.log}")  # noqa: B023
-        deadline = time.monotonic() + 200
-        while not kill_engine(folder / "again", stage):
-            assert time.monotonic() < deadline, f"{stage} was never seen\n{running.log}"
-            time.sleep(0.02)
-        wait_for(
-            lambda: running.read(run_id)["run_count"] >= kills and running.read(run_id)["state_type"] != "RUNNING",  # noqa: B023
-            60,
-            "the worker did not notice",
-        )
-        if kills > 1:
-            wait_for(lambda: running.read(run_id)["state_type"] == "CRASHED", 30, "not Crashed")
+    run_id = running.start(f"store.root={folder}/again", f"runtime.hub_cache={folder}/again-hub")
+    for kills, stage in enumerate(STAGES, start=1):
+        kill_in(running, folder / "again", stage)
+        wait_for(lambda: running.read(run_id)["state_type"] == "CRASHED", 60, running.log)
+        wait_for(lambda: running.let_go(run_id) == kills, 60, running.log)  # noqa: B023
+        if kills == 1:
+            resumed = running.post_run("resume/crashed", {"after_s": 0})
+            assert "started again" in resumed["state"]["message"]
+            assert running.read(run_id)["state_type"] != "CRASHED"
+        else:
             done = running.bench.server.run("prefect", "flow-run", "retry", run_id)
             assert done.returncode == 0, done.stdout + done.stderr
     wait_for(lambda: running.read(run_id)["state_type"] == "COMPLETED", 300, running.log)
+    assert running.read(run_id)["run_count"] == len(STAGES) + 1
     assert adapter_digest(folder / "again") == undisturbed
-    log = next((folder / "again" / "train").glob("[0-9a-f]*/aside/ranks.log")).read_text()
-    assert "resuming from checkpoint" in log
+    (sealed,) = [p for p in (folder / "again" / "train").iterdir() if not p.name.startswith(".")]
+    assert "resuming from checkpoint" in (sealed / "aside" / "ranks.log").read_text()
     assert not processes(f"{folder}/again")
+
+
+def kill_in(running: Deployed, store: Path, stage: str) -> None:
+    """SIGKILL the engine as soon as it runs `stage`; train not before a checkpoint is sealed."""
+    deadline = time.monotonic() + 200
+    while stage == "train" and not list(store.glob("train/.*/checkpoints/*/manifest.json")):
+        assert time.monotonic() < deadline, f"no checkpoint\n{running.log}"
+        time.sleep(0.02)
+    while not kill_engine(store, stage):
+        assert time.monotonic() < deadline, f"{stage} was never seen\n{running.log}"
+        time.sleep(0.02)
 
 
 def test_two_runs_of_one_configuration_at_once_train_once(running: Deployed, landed: Any) -> None:

@@ -1,23 +1,42 @@
 """Scoring new answers with an adapter, on a tiny gpt-oss with a real tokenizer."""
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import gradelora.score as scoring
-from gradelora.artifacts import Adapter, EncodedDataset, ModelSnapshot, SplitCounts
-from gradelora.config import EncodeConfig, EvaluateConfig, LoraSettings
-from gradelora.errors import BadConfig, BadData
+from gradelora.artifacts import Adapter, EncodedDataset, EvalReport, Interval, ModelSnapshot, SplitCounts
+from gradelora.champion import promote
+from gradelora.config import (
+    BaseModelConfig,
+    DataConfig,
+    EncodeConfig,
+    EvaluateConfig,
+    LoraSettings,
+    RunConfig,
+    Runtime,
+    ScoreConfig,
+    StoreConfig,
+)
+from gradelora.errors import BadConfig, BadData, Damaged
+from gradelora.receipt import Receipt
 from gradelora.records import collect_data_files
+from gradelora.sandbox.demo import REPO_ID
 from gradelora.score import score
-from gradelora.score.scored import ScoredAnswer
+from gradelora.score.chosen import choose
+from gradelora.score.scored import KnownQuestions, ScoredAnswer, Scores
+from tests.conftest import ROOT
 from tests.tiny_models import save_gpt_oss
 from tests.tiny_tokenizers import write_tokenizer
 
 ENCODE = EncodeConfig(layout="harmony", max_length=512)
-EVALUATION = EvaluateConfig(device="cpu", weights="packed", precision="fp32")
+CONFIG = ScoreConfig(encode=ENCODE, weights="packed", precision="fp32", device="cpu", threshold=0.9)
+RUNTIME = Runtime(threads=1)
 KNOWN = {"question": "Why does water boil?", "max_score": 2, "question_id": "boil"}
 NEW = {"question": "What is ice?", "max_score": 1.5, "rubric": "Names water."}
 
@@ -77,10 +96,15 @@ def lines(path: Path) -> list[ScoredAnswer]:
     return [ScoredAnswer.model_validate_json(line) for line in path.read_text().splitlines()]
 
 
+def scored(parts: Any, files: Any, known: EncodedDataset | None, out: Path, config: ScoreConfig = CONFIG) -> Scores:
+    out.mkdir(exist_ok=True)
+    return score(config, *parts, files, KnownQuestions.of(known), out=out, runtime=RUNTIME)
+
+
 def test_answers_without_scores_are_scored_with_confidence_and_a_flag(
     parts: Any, trained_on: EncodedDataset, files: Any, tmp_path: Path
 ) -> None:
-    done = score(ENCODE, EVALUATION, *parts, files, out=tmp_path / "out", threshold=0.9, trained_on=trained_on)
+    done = scored(parts, files, trained_on, tmp_path / "out")
     found = {line.item_id: line for line in lines(done.file)}
     assert sorted(found) == ["new:0:0", "new:0:1", "new:1:0", "new:1:1", "new:2:0"]
     assert found["new:0:0"].known_question
@@ -96,43 +120,42 @@ def test_answers_without_scores_are_scored_with_confidence_and_a_flag(
     assert "maximum above 0 is missing" in found["new:1:1"].reason
     for line in found.values():
         assert line.send_to_human == (line.confidence is None or line.confidence < 0.9)
-    assert (done.answers, done.resumed, done.unscored, done.new_questions) == (5, 0, 1, 1)
+    to_human = sum(line.send_to_human for line in found.values())
+    assert (done.answers, done.to_human, done.unscored, done.new_questions) == (5, to_human, 1, 1)
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
-    parts: Any, trained_on: EncodedDataset, files: Any, tmp_path: Path, monkeypatch: Any
+    parts: Any, trained_on: EncodedDataset, files: Any, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
     monkeypatch.setattr(scoring, "CHUNK", 2)
-
-    def run(folder: str) -> Any:
-        return score(ENCODE, EVALUATION, *parts, files, out=tmp_path / folder, trained_on=trained_on)
-
-    whole = run("whole").file.read_bytes()
+    whole = scored(parts, files, trained_on, tmp_path / "whole")
     cut = tmp_path / "cut" / "scores.jsonl"
-    run("cut")
+    cut.parent.mkdir()
     # Killed while it wrote the fourth line.
-    cut.write_bytes(b"".join(whole.splitlines(keepends=True)[:3]) + b'{"item_id": "ne')
-    again = run("cut")
+    lines_of_whole = whole.file.read_bytes().splitlines(keepends=True)
+    cut.write_bytes(b"".join(lines_of_whole[:3]) + b'{"item_id": "ne')
+    capsys.readouterr()
+    again = scored(parts, files, trained_on, tmp_path / "cut")
     # Of the second chunk one line was whole: it is scored again together with the other.
-    assert (again.answers, again.resumed) == (5, 2)
-    assert cut.read_bytes() == whole
+    assert "3 answers to score, 2 scored before" in capsys.readouterr().out
+    assert again.digest == whole.digest
     monkeypatch.setattr("gradelora.scoring.load.load_both", None)
-    assert run("cut").resumed == 5
+    assert scored(parts, files, trained_on, tmp_path / "cut").digest == again.digest
 
 
-def test_a_folder_of_another_run_is_refused(parts: Any, files: Any, tmp_path: Path) -> None:
-    score(ENCODE, EVALUATION, *parts, files, out=tmp_path / "out", threshold=0.5)
-    with pytest.raises(BadConfig, match="another threshold; name another folder"):
-        score(ENCODE, EVALUATION, *parts, files, out=tmp_path / "out", threshold=0.6)
+def test_without_training_data_a_question_takes_whole_points(parts: Any, files: Any, tmp_path: Path) -> None:
+    found = lines(scored(parts, files, None, tmp_path / "out").file)
+    assert {line.score for line in found} <= {0, 1, 1.5, 2, None}
+    assert not any(line.known_question for line in found)
 
 
 def test_an_answer_that_is_too_long_is_shortened_or_sent_to_a_human(parts: Any, tmp_path: Path) -> None:
     (tmp_path / "long.json").write_text(json.dumps([record({**KNOWN, "answer": "steam " * 2000})]))
     files = collect_data_files((str(tmp_path / "long.json"),))
-    (short,) = lines(score(ENCODE, EVALUATION, *parts, files, out=tmp_path / "short").file)
+    (short,) = lines(scored(parts, files, None, tmp_path / "short").file)
     assert short.score is not None
-    config = ENCODE.model_copy(update={"over_length": "quarantine"})
-    (left,) = lines(score(config, EVALUATION, *parts, files, out=tmp_path / "left").file)
+    config = CONFIG.model_copy(update={"encode": ENCODE.model_copy(update={"over_length": "quarantine"})})
+    (left,) = lines(scored(parts, files, None, tmp_path / "left", config).file)
     assert left.score is None
     assert left.reason == "does not fit into encode.max_length 512"
 
@@ -142,4 +165,129 @@ def test_a_broken_file_stops_the_run_before_the_model_is_loaded(parts: Any, tmp_
     (tmp_path / "bad.json").write_text('[{"rubric_alignment": [')
     files = collect_data_files((str(tmp_path / "bad.json"),))
     with pytest.raises(BadData, match=r"bad\.json: line 1, column \d+ .*mend the file"):
-        score(ENCODE, EVALUATION, *parts, files, out=tmp_path / "out")
+        scored(parts, files, None, tmp_path / "out")
+
+
+def run_of(root: Path, repo_id: str = "tiny/gpt-oss") -> RunConfig:
+    return RunConfig(
+        name="demo",
+        base=BaseModelConfig(repo_id=repo_id),
+        data=DataConfig(files=("x.json",)),
+        encode=EncodeConfig(layout="chat_template"),
+        evaluate=EvaluateConfig(device="cpu", precision="fp32"),
+        store=StoreConfig(root=root / "store"),
+    )
+
+
+def promoted(root: Path, adapter: Adapter, data_digest: str) -> None:
+    nothing = Interval(value=None, low=None, high=None, reason="made up")
+    figures = {"base_qwk": nothing, "adapter_qwk": nothing, "qwk_gain": nothing}
+    report = EvalReport(path=root, files=(), split="unseen_answers", items=1, **figures)
+    promote(root / "store", "demo", adapter=adapter, report=report, data_digest=data_digest, reason="better")
+
+
+def sealed(root: Path, data: EncodedDataset, config: EncodeConfig) -> EncodedDataset:
+    """Encoded data in the store, with the receipt that says how they were encoded."""
+    folder = root / "store" / "encode" / "0a1b"
+    shutil.copytree(data.path, folder)
+    artifact = {**data.model_dump(mode="json"), "path": "."}
+    facts = {
+        "version": 2,
+        "key": "0a1b",
+        "inputs": {},
+        "versions": {},
+        "created": "",
+        "seconds": 1,
+        "peak_rss_bytes": 1,
+    }
+    receipt = Receipt(
+        stage="encode", digest=data.digest, config=config.model_dump(mode="json"), artifact=artifact, **facts
+    )
+    (folder / "receipt.json").write_text(receipt.model_dump_json())
+    return data.model_copy(update={"path": folder})
+
+
+def test_the_champion_scores_with_the_prompts_of_its_training(
+    parts: Any, trained_on: EncodedDataset, tmp_path: Path
+) -> None:
+    with pytest.raises(BadConfig, match="demo has no champion; run its finetune deployment, or name"):
+        choose(run_of(tmp_path), None)
+    promoted(tmp_path, parts[1], trained_on.digest)
+    alone = choose(run_of(tmp_path), None)
+    assert "its training data are not in the store" in alone.why
+    data = sealed(tmp_path, trained_on, ENCODE)
+    picked = choose(run_of(tmp_path), None)
+    assert picked.why.startswith("the champion of demo since ")
+    # As trained, not as the configuration says now.
+    assert (picked.encode, alone.encode.layout) == (ENCODE, "chat_template")
+    assert (picked.known.path, list(picked.known.read())) == (data.path, list(KnownQuestions.of(trained_on).read()))
+    assert picked.base == BaseModelConfig(repo_id="tiny/gpt-oss", revision="c0")
+    with pytest.raises(BadConfig, match=r"belongs to tiny/gpt-oss, not to base\.repo_id=other/base"):
+        choose(run_of(tmp_path, "other/base"), None)
+    with pytest.raises(BadConfig, match="threshold=7 is no probability"):
+        picked.config(run_of(tmp_path), 7)
+
+
+def test_a_folder_as_peft_writes_it_can_be_named(parts: Any, tmp_path: Path) -> None:
+    copy = shutil.copytree(parts[1].path, tmp_path / "mine")
+    settings = json.loads((copy / "adapter_config.json").read_text())
+    settings |= {"base_model_name_or_path": "tiny/gpt-oss", "revision": "c7"}
+    (copy / "adapter_config.json").write_text(json.dumps(settings))
+    picked = choose(run_of(tmp_path), copy)
+    assert picked.base == BaseModelConfig(repo_id="tiny/gpt-oss", revision="c7")
+    assert [f.name for f in picked.adapter.files] == ["adapter_config.json", "adapter_model.safetensors"]
+    with pytest.raises(BadConfig, match=r"no adapter_config\.json with .*; name the folder of an adapter"):
+        choose(run_of(tmp_path), tmp_path)
+
+
+def test_a_damaged_adapter_scores_nothing(parts: Any, tmp_path: Path) -> None:
+    copy = shutil.copytree(parts[1].path, tmp_path / "mine")
+    promoted(tmp_path, parts[1].model_copy(update={"path": copy}), "d")
+    with (copy / "adapter_model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"?")
+    with pytest.raises(Damaged, match=r"adapter_model\.safetensors: contents differ"):
+        choose(run_of(tmp_path), None)
+
+
+@pytest.mark.slow
+def test_the_flow_scores_with_the_champion_and_is_cached_the_second_time(
+    prefect_server: Any, repositories: Path, tmp_path: Path
+) -> None:
+    from gradelora.model.adapter import attach
+    from gradelora.model.load import load_base
+
+    base = repositories / REPO_ID
+    model = attach(load_base(base, weights="packed", precision="fp32", device="cpu"), LoraSettings())
+    model.save_pretrained(tmp_path / "adapter")
+    facts = {"trainable_parameters": 1, "total_parameters": 2, "steps": 1, "final_loss": 1.0}
+    adapter = Adapter.collect(tmp_path / "adapter", repo_id=REPO_ID, commit="main", **facts)
+    promoted(tmp_path, adapter, "gone")
+    (tmp_path / "new.json").write_text(json.dumps(RECORDS))
+    overrides = [f"store.root={tmp_path}/store", f"runtime.hub_cache={tmp_path}/hub", "runtime.threads=1"]
+    arguments = {
+        "files": [str(tmp_path / "new.json")],
+        "config": "deployments/demo.yaml",
+        "threshold": 0.5,
+        "out": str(tmp_path / "out"),
+        "overrides": overrides,
+    }
+    code = "import json, sys; from flows.score import score; "
+    code += "print(score(**json.loads(sys.argv[1])).model_dump_json())"
+
+    def run() -> dict[str, Any]:
+        command = [sys.executable, "-c", code, json.dumps(arguments)]
+        done = subprocess.run(
+            command, env=prefect_server.env, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        outcome: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return outcome
+
+    first = run()
+    assert (first["cached"], first["answers"], first["unscored"], first["new_questions"]) == (False, 5, 1, 2)
+    assert "the champion of demo since" in first["adapter"]
+    found = lines(Path(first["file"]))
+    assert Path(first["file"]) == tmp_path / "out" / "scores.jsonl"
+    assert sum(line.send_to_human for line in found) == first["to_human"]
+    assert run() == {**first, "cached": True}

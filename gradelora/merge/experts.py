@@ -14,7 +14,7 @@ from gradelora.merge.checkpoint import Tensor
 from gradelora.merge.regions import Survival
 from gradelora.merge.targets import ExpertTarget
 from gradelora.merge.tensors import check_finite, read, read_first
-from gradelora.model.mxfp4 import dequantize, quantize
+from gradelora.model.mxfp4 import dequantize, requantize
 
 # Weights that are widened to float32 at a time.
 PIECE_ELEMENTS = 2**20
@@ -69,7 +69,7 @@ def requantized(target: ExpertTarget, factors: Factors, opened: Opened) -> Itera
             part = slice(first, min(first + step, R))
             update = factors.rows(expert, part.start, part.stop)
             before = _dequantized(blocks[part], scales[part])
-            new_blocks, new_scales = quantize((before + update).T.unsqueeze(0))
+            new_blocks, new_scales = requantize((before + update).T.unsqueeze(0))
             blocks[part], scales[part] = new_blocks[0], new_scales[0]
             change = _dequantized(blocks[part], scales[part]).sub_(before)
             updated += _dot(update, update)

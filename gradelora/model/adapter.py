@@ -1,5 +1,6 @@
 """LoRA adapters on a frozen base: attached, loaded, and their keys checked (Hu et al. 2021; PEFT)."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def lora_config(settings: LoraSettings) -> LoraConfig:
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=list(settings.target_modules),
+        target_parameters=list(settings.target_parameters) or None,
         use_rslora=settings.use_rslora,
         bias="none",
         task_type="CAUSAL_LM",
@@ -30,16 +32,38 @@ def lora_config(settings: LoraSettings) -> LoraConfig:
 def attach(model: Any, settings: LoraSettings) -> PeftModel:
     """A fresh adapter on `model`; seed the generators first.
 
-    Raises BadConfig for a target that names no module of the model.
+    Raises BadConfig for a target that names no module, or no parameter, of the model.
     """
-    names = [name for name, _ in model.named_modules()]
-    lost = [t for t in settings.target_modules if not any(n == t or n.endswith(f".{t}") for n in names)]
-    if lost:
+    modules = _lost(settings.target_modules, (name for name, _ in model.named_modules()))
+    if modules:
         raise BadConfig(
-            f"train.lora.target_modules: {', '.join(lost)} match no module of {type(model).__name__}; "
+            f"train.lora.target_modules: {', '.join(modules)} match no module of {type(model).__name__}; "
             f"its layers have {', '.join(linear_names(model))}"
         )
+    parameters = _lost(settings.target_parameters, (name for name, _ in model.named_parameters()))
+    if parameters:
+        raise BadConfig(
+            f"train.lora.target_parameters: {', '.join(parameters)} match no parameter of {type(model).__name__}; "
+            f"its experts have {', '.join(expert_names(model)) or 'none'}"
+        )
     return get_peft_model(model, lora_config(settings))
+
+
+def _lost(targets: Iterable[str], names: Iterable[str]) -> list[str]:
+    """The targets that end no name; PEFT is silent about them where another one is found."""
+    known = list(names)
+    return [t for t in targets if not any(n == t or n.endswith(f".{t}") for n in known)]
+
+
+def expert_names(model: Any) -> list[str]:
+    """The last parts of the names of all weights that stand for several experts: [experts, in, out]."""
+    found = {".".join(n.split(".")[-3:]) for n, p in model.named_parameters() if len(shape_of(p)) == 3}
+    return sorted(name for name in found if not name.endswith(("_blocks", "_scales")))
+
+
+def shape_of(parameter: Any) -> tuple[int, ...]:
+    """The whole shape; under ZeRO-3 a parameter is a shard."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def linear_names(model: Any) -> list[str]:

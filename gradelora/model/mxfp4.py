@@ -65,18 +65,58 @@ def quantize(weight_EKR: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     (triton_kernels' `downcast_to_mxfp`, rounding the scale up), so nothing is clipped; weights
     round to nearest, ties to even.  Raises ValueError where K is no multiple of 32.
     """
+    weight = _in_blocks(weight_EKR)
+    exponent_bits = _exponents(weight)
+    return _packed(_codes(weight, exponent_bits)), (exponent_bits >> 23).to(torch.uint8)
+
+
+def requantize(weight_EKR: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same for weights that were MXFP4 before they were changed a little.
+
+    A block whose largest weight was 6 and now lies just above would get twice the scale, and all
+    its other weights would be rounded for its sake.  So half the scale, which clips the largest,
+    is tried as well, and each block takes the one that lies nearer to it.
+    """
+    weight = _in_blocks(weight_EKR)
+    upper = _exponents(weight)
+    lower = (upper - (1 << 23)).clamp_(min=0)
+    codes, clipped = _codes(weight, upper), _codes(weight, lower)
+    nearer = _distance(weight, clipped, lower) < _distance(weight, codes, upper)
+    chosen = torch.where(nearer.unsqueeze(-1), clipped, codes)
+    return _packed(chosen), (torch.where(nearer, lower, upper) >> 23).to(torch.uint8)
+
+
+def _in_blocks(weight_EKR: torch.Tensor) -> torch.Tensor:
+    """float32[E, R, K/32, 32]: rows of the transposed weights, block by block."""
     E, K, R = weight_EKR.shape
     if K % BLOCK:
         raise ValueError(f"MXFP4 groups {BLOCK} weights: {K} of a row are no multiple of it")
-    weight = weight_EKR.float().transpose(1, 2).reshape(E, R, K // BLOCK, BLOCK)
+    return weight_EKR.float().transpose(1, 2).reshape(E, R, K // BLOCK, BLOCK)
+
+
+def _exponents(weight: torch.Tensor) -> torch.Tensor:
+    """int32[E, R, G]: the bits of each block's scale, as a float32 power of two, rounded up."""
     largest = weight.abs().amax(dim=-1)
     # Adding all mantissa bits and clearing them rounds a positive float up to a power of two.
-    exponent_bits = ((largest / 6).view(torch.int32) + 0x007FFFFF) & 0x7F800000
+    return ((largest / 6).view(torch.int32) + 0x007FFFFF) & 0x7F800000
+
+
+def _codes(weight: torch.Tensor, exponent_bits: torch.Tensor) -> torch.Tensor:
+    """uint8[E, R, G, 32]: the 4 bits of each weight, nearest at this scale; beyond 6 is 6."""
     scale = exponent_bits.view(torch.float32)
     scaled = torch.where(scale > 0, 1 / scale, 0.0).unsqueeze(-1) * weight
     magnitude = scaled.abs()
     code = torch.zeros_like(scaled, dtype=torch.uint8)
     for halfway, rounds_up in _HALFWAY:
         code += (magnitude >= halfway) if rounds_up else (magnitude > halfway)
-    code |= torch.signbit(scaled).to(torch.uint8) << 3
-    return (code[..., 0::2] | (code[..., 1::2] << 4)).contiguous(), (exponent_bits >> 23).to(torch.uint8)
+    return code | (torch.signbit(scaled).to(torch.uint8) << 3)
+
+
+def _packed(code: torch.Tensor) -> torch.Tensor:
+    return (code[..., 0::2] | (code[..., 1::2] << 4)).contiguous()
+
+
+def _distance(weight: torch.Tensor, codes: torch.Tensor, exponent_bits: torch.Tensor) -> torch.Tensor:
+    """float32[E, R, G]: squared distance of a block from what its codes stand for."""
+    values = torch.tensor(FP4_VALUES, device=weight.device).index_select(0, codes.reshape(-1).int()).view_as(weight)
+    return (values * exponent_bits.view(torch.float32).unsqueeze(-1) - weight).square().sum(-1)

@@ -9,7 +9,7 @@ from gradelora.artifacts import BaseModel, Frozen
 from gradelora.config import RunConfig, TrainConfig
 from gradelora.hub import RepoCache
 from gradelora.preflight.memory import GB, Need
-from gradelora.preflight.size import ModelSize, lora_shapes
+from gradelora.preflight.size import ModelSize, lora_matrices
 from gradelora.preflight.workload import Workload
 
 # Kept free beside what is planned: logs, the database, other programs.
@@ -72,7 +72,8 @@ def plan_disk(
         ),
     ]
     if run.merge.enabled:
-        after.append((store, Need(what="merged model", bytes=size.disk_bytes)))
+        merged = size.bf16_bytes if run.merge.dtype == "bf16" else size.disk_bytes
+        after.append((store, Need(what="merged model", bytes=merged)))
     # Checkpoints are removed when the adapter is sealed, so they never lie beside the merged model.
     moments = {"while training": always + training, "when all is done": always + after}
     free: dict[int, tuple[Path, int]] = {}
@@ -117,10 +118,10 @@ def adapter_bytes(train: TrainConfig, size: ModelSize, base: BaseModel, steps: i
     lora = train.lora
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    for name, (rows, columns) in lora_shapes(base.tensors, lora):
-        for part, shape in (("A", [lora.r, columns]), ("B", [rows, lora.r])):
+    for matrix in lora_matrices(base.tensors, lora):
+        for part, shape in (("A", [matrix.rank, matrix.columns]), ("B", [matrix.rows, matrix.rank])):
             end = offset + width * shape[0] * shape[1]
-            header[f"base_model.model.{name}.lora_{part}.weight"] = {
+            header[f"base_model.model.{matrix.module}.lora_{part}.weight"] = {
                 "dtype": dtype,
                 "shape": shape,
                 "data_offsets": [offset, end],

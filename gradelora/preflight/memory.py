@@ -92,6 +92,7 @@ def plan_memory(train: TrainConfig, row: Row, size: ModelSize, hardware: Hardwar
         Need(what="weights", bytes=weight_bytes(train, size, width, hardware)),
         Need(what=_unpacked(train), bytes=layer_bytes(train, size, width)),
         Need(what="LoRA and optimizer", bytes=_lora_bytes(train, size, width)),
+        Need(what="sums of expert weights", bytes=_sum_bytes(train, size, width, layers)),
         Need(what="activations kept", bytes=int(heap * kept)),
         Need(what="layer at work", bytes=int(heap * at_work)),
         Need(what="logits", bytes=3 * 4 * train.micro_batch_rows * row.positions * size.vocabulary),
@@ -182,6 +183,15 @@ def _lora_bytes(train: TrainConfig, size: ModelSize, width: int) -> int:
     ranks = 1 if train.parallel == "layers" else train.processes
     bucket = 0 if train.parallel == "layers" else min(train.reduce_bucket_elements, size.lora_parameters)
     return 2 * width * size.lora_parameters + 12 * size.lora_parameters // ranks + 2 * width * bucket
+
+
+def _sum_bytes(train: TrainConfig, size: ModelSize, width: int, layers: int) -> int:
+    """W + D of targeted experts, kept for backward by every layer that is not recomputed, and a layer's gradient of it.
+
+    PEFT adds to the weight itself (peft/tuners/lora/layer.py, ParamWrapper), not to what it multiplies.
+    """
+    kept = 1 if train.gradient_checkpointing else layers
+    return (kept + 1) * width * size.lora_experts // size.layers
 
 
 def activation_bytes(train: TrainConfig, row: Row, size: ModelSize, width: int, layers: int) -> tuple[int, int]:

@@ -2,8 +2,8 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from gradelora.artifacts import BaseModel, Frozen, TensorInfo
 from gradelora.config import LoraSettings
@@ -26,9 +26,9 @@ class ModelSize(Frozen):
     """Counts of parameters, bytes on disk, and the widths that activations follow.
 
     `largest_tensor`, `largest_packed` count parameters; `lora_inputs` adds up the inputs of all
-    targeted matrices; `routed` is the number of experts that see a token, 0 in a dense model.
-    `narrow_scores`: attention keeps its scores in the
-    model's own type; others keep them in fp32 beside it.  `assumed` names what config.json
+    targeted matrices, `lora_experts` the parameters of targeted experts; `routed` is the number of
+    experts that see a token, 0 in a dense model.  `narrow_scores`: attention keeps its scores in
+    the model's own type; others keep them in fp32 beside it.  `assumed` names what config.json
     does not say: then all that follows from it is an upper bound.
     """
 
@@ -46,6 +46,7 @@ class ModelSize(Frozen):
     vocabulary: int
     lora_tensors: int = 0
     lora_inputs: int = 0
+    lora_experts: int = 0
     experts: int = 1
     routed: int = 0
     largest_tensor: int = 0
@@ -80,7 +81,7 @@ def size_of(base: BaseModel, lora: LoraSettings) -> ModelSize:
     widths = Widths(base)
     experts = [t for t in base.tensors if t.name.endswith((BLOCKS, SCALES))]
     embedding = sum(math.prod(t.shape) for t in base.tensors if widths["vocab_size"] in t.shape and len(t.shape) == 2)
-    targeted = list(lora_shapes(base.tensors, lora))
+    targeted = list(lora_matrices(base.tensors, lora))
     parameters, packed = sum(map(parameters_of, base.tensors)), sum(map(parameters_of, experts))
     heads = widths["num_attention_heads"]
     return ModelSize(
@@ -88,7 +89,7 @@ def size_of(base: BaseModel, lora: LoraSettings) -> ModelSize:
         disk_bytes=sum(t.nbytes for t in base.tensors),
         expert_parameters=packed,
         expert_disk_bytes=sum(t.nbytes for t in experts),
-        lora_parameters=sum(lora.r * sum(shape) for _, shape in targeted),
+        lora_parameters=sum(matrix.parameters for matrix in targeted),
         layers=widths["num_hidden_layers"],
         hidden=widths["hidden_size"],
         heads=heads,
@@ -97,7 +98,8 @@ def size_of(base: BaseModel, lora: LoraSettings) -> ModelSize:
         active_intermediate=widths.active * widths["intermediate_size"],
         vocabulary=widths["vocab_size"],
         lora_tensors=2 * len(targeted),
-        lora_inputs=sum(shape[1] for _, shape in targeted),
+        lora_inputs=sum(matrix.columns for matrix in targeted if matrix.experts == 1),
+        lora_experts=sum(m.experts * m.rows * m.columns for m in targeted if m.experts > 1),
         experts=widths.experts,
         routed=widths.active if widths.experts > 1 else 0,
         largest_packed=max(map(parameters_of, experts), default=0),
@@ -168,15 +170,50 @@ def parameters_of(tensor: TensorInfo) -> int:
     return 0 if tensor.name.endswith(SCALES) else count
 
 
-def lora_shapes(tensors: Iterable[TensorInfo], lora: LoraSettings) -> Iterable[tuple[str, tuple[int, int]]]:
-    """Module name and [out, in] of every targeted matrix.  Raises UnsupportedModel for a target without one."""
-    missing = set(lora.target_modules)
+class LoraMatrix(NamedTuple):
+    """A[rank, columns] and B[rows, rank] on one matrix or on one layer's stack of experts, by PEFT's module name."""
+
+    module: str
+    rows: int
+    columns: int
+    rank: int
+    experts: int = 1
+
+    @property
+    def parameters(self) -> int:
+        """Of both factors."""
+        return self.rank * (self.rows + self.columns)
+
+
+def lora_matrices(tensors: Iterable[TensorInfo], lora: LoraSettings) -> Iterator[LoraMatrix]:
+    """Everything that the adapter adds to.  Raises UnsupportedModel for a target without a weight."""
+    missing = {*lora.target_modules, *lora.target_parameters}
     for tensor in tensors:
         parts = tensor.name.split(".")
         if parts[-1] == "weight" and len(tensor.shape) == 2 and parts[-2] in lora.target_modules:
-            yield tensor.name.removesuffix(".weight"), (tensor.shape[0], tensor.shape[1])
             missing.discard(parts[-2])
+            yield LoraMatrix(tensor.name.removesuffix(".weight"), tensor.shape[0], tensor.shape[1], lora.r)
+        elif not tensor.name.endswith(SCALES):
+            named = [t for t in lora.target_parameters if f".{tensor.name.removesuffix(BLOCKS)}".endswith(f".{t}")]
+            if named and len(tensor.shape) >= 3:
+                missing.difference_update(named)
+                yield _expert_matrix(tensor, lora)
     if missing:
         raise UnsupportedModel(
-            f"train.lora.target_modules: {', '.join(sorted(missing))} match no weight of the model; remove them"
+            f"train.lora.target_modules and target_parameters: {', '.join(sorted(missing))} match no weight "
+            "of the model; remove them"
         )
+
+
+def _expert_matrix(tensor: TensorInfo, lora: LoraSettings) -> LoraMatrix:
+    """A layer's experts, [E, in, out], or in MXFP4 [E, out, in / 32, 16]; each has ranks of its own."""
+    name = tensor.name.removesuffix(BLOCKS)
+    if name == tensor.name:
+        experts, columns, rows = tensor.shape
+    else:
+        experts, rows, groups, pairs = tensor.shape
+        columns = 2 * groups * pairs
+    # PEFT wraps a module once a parameter, the first one innermost (see gradelora.merge.targets).
+    module, _, leaf = name.rpartition(".")
+    both = leaf == "gate_up_proj" and any(t.rpartition(".")[2] == "down_proj" for t in lora.target_parameters)
+    return LoraMatrix(module + ".base_layer" * both, rows, columns, lora.r * experts, experts)

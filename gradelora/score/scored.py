@@ -1,16 +1,18 @@
-"""What scoring writes: one line an answer, appended chunk by chunk, and whose run it is."""
+"""What scoring writes: one line an answer, appended chunk by chunk; and what it knows."""
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 from pydantic import ValidationError
 
-from gradelora.artifacts import Frozen
-from gradelora.errors import BadConfig
+from gradelora.artifacts import Artifact, EncodedDataset, Frozen
+from gradelora.scoring.candidates import FILE as CANDIDATES
+from gradelora.scoring.candidates import Candidates, read_candidates
 
 FILE = "scores.jsonl"
-IDENTITY_FILE = "run.json"
 
 
 class ScoredAnswer(Frozen):
@@ -35,32 +37,59 @@ class ScoredAnswer(Frozen):
     reason: str
 
 
-class Scored(Frozen):
-    """The end of a run: `resumed` answers were there from an earlier one."""
+class Scores(Artifact):
+    """scores.jsonl, and how many answers, of them for a human, without a score, and questions never trained on."""
 
-    file: Path
     answers: int
-    resumed: int
     to_human: int
     unscored: int
     new_questions: int
 
+    @property
+    def file(self) -> Path:
+        """Where the lines are."""
+        return self.path / FILE
+
+
+class ScoreOutcome(Frozen):
+    """Where the scores are, how many need a human, and whose they are."""
+
+    file: Path
+    answers: int
+    to_human: int
+    unscored: int
+    new_questions: int
+    cached: bool
+    adapter: str
+
+
+def copied_to(scores: Scores, folder: Path) -> Path:
+    """scores.jsonl in `folder`, published in one step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"{FILE}.part"
+    shutil.copyfile(scores.file, part)
+    return part.replace(folder / FILE)
+
+
+class KnownQuestions(Artifact):
+    """candidates.json of the data that the adapter was trained on; no file where they are not known."""
+
+    @classmethod
+    def of(cls, data: EncodedDataset | None) -> Self:
+        """What the training data tell about their questions."""
+        files = () if data is None else tuple(f for f in data.files if f.name == CANDIDATES)
+        return cls(path=Path() if data is None else data.path, files=files)
+
+    def read(self) -> dict[str, Candidates]:
+        """By question_key."""
+        return read_candidates(self.path) if self.files else {}
+
 
 class ScoresFile:
-    """scores.jsonl in a folder that belongs to one model, one set of answers and one threshold."""
+    """scores.jsonl under construction."""
 
-    def __init__(self, folder: Path, identity: str) -> None:
-        """Raises BadConfig where the folder holds another run's scores."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path, record = folder / FILE, folder / IDENTITY_FILE
-        if record.exists() and record.read_text(encoding="utf-8") != identity:
-            raise BadConfig(
-                f"{folder}: holds scores of other answers, another adapter or another threshold; "
-                "name another folder with --out, or remove this one"
-            )
-        part = record.with_suffix(".part")
-        part.write_text(identity, encoding="utf-8")
-        part.replace(record)
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
     def resume(self, item_ids: Sequence[str], chunk: int) -> list[ScoredAnswer]:
         """What an earlier run wrote of these answers in this order, in whole chunks; the rest is cut off.

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from gradelora.artifacts import Frozen
 
+FILE = "candidates.json"
+
 
 class Candidates(Frozen):
     """The allowed scores of a question, ascending, and the ids of each as a whole target."""
@@ -39,5 +41,5 @@ class Likelihoods:
 
 def read_candidates(folder: Path) -> dict[str, Candidates]:
     """`candidates.json` of an EncodedDataset, by question_key."""
-    read = json.loads((folder / "candidates.json").read_text(encoding="utf-8"))
+    read = json.loads((folder / FILE).read_text(encoding="utf-8"))
     return {key: Candidates.model_validate(value) for key, value in read.items()}
