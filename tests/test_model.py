@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM, Mxfp4Config, set_seed
 
-from gradelora.config import LoraSettings
+from gradelora.config import LoraSettings, TrainConfig
 from gradelora.errors import BadConfig, KeyMismatch, UnsupportedModel
 from gradelora.model import load, packed
 from gradelora.model.adapter import attach, load_adapter, lora_config, parameter_counts
@@ -270,3 +270,12 @@ def test_a_target_that_matches_nothing_is_an_error_beside_one_that_does(
     model = load_base(gpt_oss, weights="bf16", precision="bf16", device="cpu")
     with pytest.raises(BadConfig, match=message):
         attach(model, LoraSettings(dropout=0, **settings))
+
+
+def test_experts_are_trained_without_dropout_and_unpacked_or_refused_before_anything_runs() -> None:
+    with pytest.raises(ValueError, match="set dropout=0"):
+        LoraSettings(target_parameters=EXPERTS)
+    with pytest.raises(ValueError, match="both empty"):
+        LoraSettings(target_modules=())
+    with pytest.raises(ValueError, match="set weights=bf16"):
+        TrainConfig(weights="packed", lora=LoraSettings(dropout=0, target_parameters=EXPERTS))
