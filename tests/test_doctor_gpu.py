@@ -142,8 +142,8 @@ def test_what_is_not_ok_has_its_remedy() -> None:
     assert (product.ok, product.found) == (False, "100.00 TFLOP/s, 10% of the data sheet")
     assert memory.ok
     stepped = Stepped(
-        planned_bytes=100, peak_bytes=150, planned_s=(1, 2, 3), seconds=4, short_s=1, long_s=2, short_tokens=1,
-        long_tokens=2, starting_s=1, operations_per_s=1e9, layer_s=0,
+        planned_bytes=100, peak_bytes=150, planned_s=(1, 2, 3), seconds=4, ended=True, short_s=1, long_s=2,
+        short_tokens=1, long_tokens=2, starting_s=1, operations_per_s=1e9, layer_s=0,
     )  # fmt: skip
     step_memory, step = step_findings(stepped, "cpu")
     assert "keep 50% more free" in step_memory.remedy

@@ -1,5 +1,6 @@
 """What only a CUDA machine can show; `make test` runs these there and says why it skips them here."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,11 @@ import pytest
 import torch
 
 from gradelora.artifacts import EncodedDataset, ModelSnapshot
+from gradelora.calibration import Precision, read_calibration
+from gradelora.cli import main
 from gradelora.config import LoraSettings, Runtime, TrainConfig
+from gradelora.doctor import Finding
+from gradelora.doctor.probe import ProbeRequest, compare_layer
 from gradelora.hardware import gpu_bytes
 from gradelora.model.adapter import attach
 from gradelora.model.load import load_base
@@ -78,3 +83,27 @@ def test_every_mode_trains_on_all_gpus(
     adapter = train(config, snapshot, data, out=tmp_path, runtime=Runtime())
     assert adapter.steps > 0
     assert math.isfinite(adapter.final_loss)
+
+
+def test_the_doctor_measures_these_gpus_and_plans_use_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["doctor", "--gpu", "--json"])
+    found = {f.check: f for f in map(Finding.model_validate, json.loads(capsys.readouterr().out))}
+    # Their clocks and their disks are the machine's own affair.
+    assert all(found[check].ok for check in ("layer", "all-reduce", "step memory", "training step")), found
+    kept = read_calibration(tmp_path / ".gradelora" / "store", "cuda")
+    assert kept is not None
+    assert kept.ranks == GPUS
+    assert kept.step_operations_per_s
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_an_expert_layer_of_the_real_shape_is_the_same_packed_and_dequantised(precision: Precision) -> None:
+    with torch.device("cuda"):
+        differs, compared, _ = compare_layer(
+            ProbeRequest(device="cuda", precision=precision, experts=4, answer=Path("unused"))
+        )
+    assert not differs
+    assert compared > 4 * 2880 * 3 * 2880

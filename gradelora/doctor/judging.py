@@ -36,9 +36,16 @@ def probe_findings(found: Probed, sheet: Roofline | None) -> Iterator[Finding]:
         yield Finding(
             check=check,
             ok=rate >= least * most,
-            found=f"{rate / 1e12:.2f} T{unit}{part}" if rate >= 1e12 else f"{rate / 1e9:.1f} G{unit}{part}",
+            found=f"{_scaled(rate)}{unit}{part}",
             remedy="another program uses it, or it is throttled: look at `nvidia-smi -q -d CLOCK,UTILIZATION`",
         )
+
+
+def _scaled(rate: float) -> str:
+    """`1.23 T`, `41.5 G`, `120 M`."""
+    if rate >= 1e12:
+        return f"{rate / 1e12:.2f} T"
+    return f"{rate / 1e9:.1f} G" if rate >= 1e9 else f"{rate / 1e6:.0f} M"
 
 
 def step_findings(found: Stepped, device: Device) -> Iterator[Finding]:
@@ -59,7 +66,7 @@ def step_findings(found: Stepped, device: Device) -> Iterator[Finding]:
     rate = "" if found.operations_per_s is None else f"; {found.operations_per_s / 1e12:.3f} TFLOP/s a rank beyond that"
     yield Finding(
         check="training step",
-        ok=found.operations_per_s is not None and found.seconds <= high,
+        ok=found.ended and found.operations_per_s is not None and found.seconds <= high,
         found=f"{steps}{rate}; {found.seconds:.0f} s in all, {low:.0f} to {high:.0f} s planned",
         remedy="the machine was busy with something else: end it and run this again",
     )

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from gradelora.calibration import Device, Precision
 from gradelora.config import RunConfig, Runtime
 from gradelora.config_file import build_config
 from gradelora.doctor.synthetic import ANSWERS, REPO_ID, save_answers, save_model
+from gradelora.errors import ChildFailed
 from gradelora.hardware import this_machine
 from gradelora.preflight.calibrated import training_operations, unpacking_s
 from gradelora.preflight.estimate import Job, Triple, estimates
@@ -26,21 +27,26 @@ STEPS = 11
 # Of each kind, short and long, as many steps must lie behind the first, which warms up.
 NEEDED = 3
 SEEDS = 2000
+ENOUGH = 6
 
 
 @dataclass(frozen=True)
 class Stepped:
-    """What was measured beside what was planned; rates are those of one rank, None where noise hid them."""
+    """What was measured beside what was planned; rates are those of one rank, None where noise hid them.
+
+    `ended`: within the deadline; else its steps up to there are what is known.
+    """
 
     planned_bytes: int
     peak_bytes: int
     planned_s: Triple
     seconds: float
+    ended: bool
     short_s: float
     long_s: float
     short_tokens: int
     long_tokens: int
-    starting_s: float
+    starting_s: float | None
     operations_per_s: float | None
     layer_s: float | None
 
@@ -58,12 +64,11 @@ def measure_step(
     training, *later = stages_of(run, work, size, this_machine())
     out = folder / "out"
     out.mkdir()
-    started = time.monotonic()
+    started, runtime = time.monotonic(), Runtime(train_deadline_s=deadline_s)
     # A process of its own, so that what the ranks print is kept for their log.
-    child.call(train, run.train, snapshot, data, out=out, runtime=Runtime(train_deadline_s=deadline_s))
-    seconds = time.monotonic() - started
-    found = trained(out)
-    assert found is not None, "a training that ended well left no progress"
+    ended = _ended(lambda: child.call(train, run.train, snapshot, data, out=out, runtime=runtime), out)
+    seconds, found = time.monotonic() - started, trained(out)
+    assert found is not None, "a training without progress has ended in an error"
     loading = next(stage for stage in later if stage.mode == "loading")
     job = Job(run, base, size, work, this_machine(), fetch_bytes=0, here=False)
     short_s, long_s, (short_row, long_row) = _kinds(run, data, out)
@@ -73,14 +78,27 @@ def measure_step(
         peak_bytes=found.peak_bytes,
         planned_s=estimates(job)["train"].seconds,
         seconds=seconds,
+        ended=ended,
         short_s=short_s,
         long_s=long_s,
         short_tokens=short_row,
         long_tokens=long_row,
-        starting_s=max(0.0, seconds - found.last_seconds),
+        starting_s=max(0.0, seconds - found.last_seconds) if ended else None,
         operations_per_s=rates[0] if rates else None,
         layer_s=rates[1] if rates else None,
     )
+
+
+def _ended(work: Callable[[], Any], out: Path) -> bool:
+    """Whether it came to its end.  At the deadline its steps so far tell enough, if there are some of both kinds."""
+    try:
+        work()
+    except ChildFailed:
+        found = trained(out)
+        if found is None or found.steps < ENOUGH:
+            raise
+        return False
+    return True
 
 
 def fitted(
@@ -162,5 +180,7 @@ def _configuration(folder: Path, device: Device, precision: Precision, ranks: in
 def _mixed(run: RunConfig, items: Items) -> Iterator[int]:
     for seed in range(SEEDS):
         longest = _longest_rows(run, items, seed)[1:]
-        if all(longest.count(kind) >= NEEDED for kind in (min(longest), max(longest))) and len(set(longest)) > 1:
+        kinds = {min(longest), max(longest)}
+        early = longest[: ENOUGH - 1]
+        if len(kinds) == 2 and all(longest.count(kind) >= NEEDED and kind in early for kind in kinds):
             yield seed
