@@ -1,5 +1,6 @@
 import os
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from gradelora.errors import BadConfig, MissingTool, NotEnoughDisk, NotEnoughGpu
 from gradelora.hardware import Hardware, preset, this_machine
 from gradelora.preflight import Plan, check, make_plan, preflight
 from gradelora.preflight import disk as disk_module
+from gradelora.preflight.kept import KeptPlan
 from gradelora.preflight.size import size_of
 from tests.described import gpt_oss
 
@@ -151,3 +153,26 @@ def test_a_cpu_run_counts_every_rank_against_the_host(tmp_path: Path) -> None:
     assert plan.memory.processes_per_device == 2
     with pytest.raises(NotEnoughMemory, match="2 x weights"):
         check(run, plan)
+
+
+def test_a_plan_is_kept_for_its_owner_whether_it_is_refused_or_not(tmp_path: Path) -> None:
+    told: list[Plan] = []
+    run = config(tmp_path, "train.device=cpu", "evaluate.device=cpu", "train.weights=bf16")
+    with pytest.raises(NotEnoughMemory):
+        preflight(run, gpt_oss(), DATA, tmp_path / "hub", told.append)
+    (path,) = (tmp_path / "store" / "plans").iterdir()
+    kept = KeptPlan.model_validate_json(path.read_text())
+    assert (kept.run, [kept.plan]) == (run, told)
+    assert [stat.S_IMODE(p.stat().st_mode) for p in (path, path.parent, tmp_path / "store")] == [0o600, 0o700, 0o700]
+
+
+def test_a_store_that_cannot_be_written_is_no_reason_to_hide_the_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("gradelora.preflight.keep", full)
+    run = config(tmp_path, "train.device=cpu", "evaluate.device=cpu", "train.weights=bf16")
+    with pytest.raises(NotEnoughMemory):
+        preflight(run, gpt_oss(), DATA, tmp_path / "hub")
