@@ -8,7 +8,7 @@ import pytest
 
 from gradelora.artifacts import ASIDE, Adapter, EncodedDataset, EvalReport, Interval, SplitCounts, ValidatedRecords
 from gradelora.preflight.clock import StageTime
-from gradelora.preflight.disk import DiskPlan
+from gradelora.preflight.disk import REPORT_BYTES, DiskPlan
 from gradelora.preflight.measured import trained
 from gradelora.preflight.memory import MemoryPlan, Need
 from gradelora.preflight.plan import Plan
@@ -30,7 +30,7 @@ def memory(mode: str, *sizes: int, device: str = "host") -> MemoryPlan:
 
 
 def plan(device: str = "host", exact: bool = True) -> Plan:
-    needs = {"records and encoded data": 80, "adapter": 1000, "predictions and report": 50}
+    needs = {"records and encoded data": 80, "adapter": 1000, "predictions and report": REPORT_BYTES + 50}
     return bare_plan().model_copy(
         update={
             "memory": memory("packed + zero2", 600, 200, 50, device=device),
@@ -113,6 +113,7 @@ def test_each_planned_figure_stands_beside_the_measured_one_with_its_error(done:
     tokens = found["train", "tokens"]
     assert (tokens.planned, tokens.measured, tokens.held) == (330, 300, True)
     assert found["validate and encode", "records and encoded data"].measured == 100
+    assert found["evaluate", "predictions and report"].planned == 50
     adapter = found["train", "adapter"]
     assert (adapter.measured, adapter.held, adapter.error) == (1250, True, pytest.approx(-0.2))
     time = found["train", "seconds"]
@@ -138,6 +139,15 @@ def test_a_cached_stage_says_so_with_the_figures_of_its_receipt(done: list[Obtai
     assert found["train", "seconds"].built_s == 900
     assert found["train", "the largest process"].measured == 1000
     assert comparison.surprises[0] == ("validate: the plan said run, it was cached: verified against its receipt")
+
+
+def test_a_bound_is_held_by_all_that_stays_below_it(done: list[Obtained[Any]]) -> None:
+    found = figures(compare(plan(exact=False), done, rows(done, peak_rss_bytes=500)))
+    peak = found["evaluate", "the largest process"]
+    assert (peak.planned, peak.measured, peak.bound, peak.held) == (600, 500, True, True)
+    assert found["train", "tokens"].source == "an upper bound: nothing was encoded yet"
+    assert peak.model_copy(update={"measured": 200.0}).held
+    assert not peak.model_copy(update={"measured": 900.0}).held
 
 
 def test_an_interval_is_held_or_not_whatever_its_middle() -> None:

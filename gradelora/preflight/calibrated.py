@@ -10,7 +10,7 @@ from gradelora.hardware import Hardware
 from gradelora.preflight.size import ModelSize
 from gradelora.preflight.workload import Workload
 
-# One model's rates carried over to another: bench/bench_plan.py's cases lay within so much.
+# Rates of a small model are carried over to another, so much either way.
 SPREAD = 1.8
 
 

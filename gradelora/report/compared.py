@@ -6,6 +6,7 @@ from typing import Any, Literal
 from gradelora.artifacts import Adapter, Frozen
 from gradelora.preflight import Plan
 from gradelora.preflight.clock import cost, total
+from gradelora.preflight.disk import REPORT_BYTES
 from gradelora.preflight.later import EVALUATION
 from gradelora.preflight.measured import trained
 from gradelora.preflight.memory import MemoryPlan
@@ -15,12 +16,15 @@ from gradelora.store import Obtained
 Kind = Literal["memory", "disk", "work", "time"]
 # Within so much of it a figure is called kept where the plan gave no interval.
 NEAR = 0.2
+# Of the parts of the disk: with what lies aside.
+BOUNDS = frozenset({"records and encoded data"})
 
 
 class Compared(Frozen):
     """One figure, planned and measured; in bytes, seconds or plain numbers.
 
-    `low` and `high` are the plan's interval, None where it gave a single figure.  `cached`: the
+    `low` and `high` are the plan's interval, None where it gave a single figure; `bound`: that figure
+    is no estimate, but what will not be exceeded.  `cached`: the
     stage was taken from the store, and what is measured stands in its receipt; a time is this run's
     all the same, `built_s` then that of the run which built the artifact.
     """
@@ -32,6 +36,7 @@ class Compared(Frozen):
     measured: float
     low: float | None = None
     high: float | None = None
+    bound: bool = False
     source: str = ""
     cached: bool = False
     built_s: float | None = None
@@ -45,12 +50,12 @@ class Compared(Frozen):
 
     @property
     def held(self) -> bool | None:
-        """Within the plan's interval, or near its single figure; None where there is nothing to compare."""
+        """Within the plan's interval or bound, or near its single figure; None where there is nothing to compare."""
         if self.error is None:
             return None
         if self.low is not None and self.high is not None:
             return self.low <= self.measured <= self.high
-        return abs(self.error) <= NEAR
+        return abs(self.error) <= NEAR or (self.bound and self.measured <= self.planned)
 
 
 class Comparison(Frozen):
@@ -96,6 +101,7 @@ def _memory(plan: Plan, stages: dict[str, StageRow], artifacts: dict[str, Any]) 
                 figure=what,
                 planned=max(p.process_bytes for p in planned),
                 measured=measured,
+                **_bounded(plan),
                 cached=row.cached,
             )
 
@@ -109,9 +115,9 @@ def _work(plan: Plan, stages: dict[str, StageRow], artifacts: dict[str, Any]) ->
     if not isinstance(adapter, Adapter) or work is None or work.steps is None or work.train_tokens is None:
         return
     found, cached = trained(adapter.path), stages["train"].cached
-    source = "" if work.exact else "an upper bound: nothing was encoded yet"
+    same: dict[str, Any] = {"kind": "work", "stage": "train", "cached": cached, **_bounded(plan)}
     say: Callable[[str, int, float], Compared] = lambda figure, planned, measured: Compared(  # noqa: E731
-        kind="work", stage="train", figure=figure, planned=planned, measured=measured, source=source, cached=cached
+        figure=figure, planned=planned, measured=measured, **same
     )
     yield say("steps", work.steps, adapter.steps)
     # Lines of an earlier attempt may be gone: then there is nothing to add up.
@@ -119,9 +125,18 @@ def _work(plan: Plan, stages: dict[str, StageRow], artifacts: dict[str, Any]) ->
         yield say("tokens", work.train_tokens, found.tokens)
 
 
+def _bounded(plan: Plan) -> dict[str, Any]:
+    """What is said of all that follows from lengths, where these were not known yet."""
+    if plan.work is None or plan.work.exact:
+        return {}
+    return {"bound": True, "source": "an upper bound: nothing was encoded yet"}
+
+
 def _disk(plan: Plan, stages: dict[str, StageRow], artifacts: dict[str, Any]) -> Iterator[Compared]:
     """What the run added, by the plan's own parts.  Checkpoints are gone by now: bench_plan measures them."""
     planned = {need.what: need.bytes for disk in plan.disk for need in disk.needs}
+    # The page itself is not written yet.
+    planned["predictions and report"] = planned.get("predictions and report", 0) - REPORT_BYTES
     parts = {
         "weights still to fetch": ("fetch everything",),
         "records and encoded data": ("validate", "encode"),
@@ -130,7 +145,7 @@ def _disk(plan: Plan, stages: dict[str, StageRow], artifacts: dict[str, Any]) ->
         "merged model": ("merge",),
     }
     for what, names in parts.items():
-        if not all(name in artifacts for name in names) or not planned.get(what):
+        if not all(name in artifacts for name in names) or planned.get(what, 0) <= 0:
             continue
         yield Compared(
             kind="disk",
@@ -138,6 +153,8 @@ def _disk(plan: Plan, stages: dict[str, StageRow], artifacts: dict[str, Any]) ->
             figure=what,
             planned=planned[what],
             measured=sum(artifacts[name].total_bytes for name in names),
+            bound=what in BOUNDS,
+            source="an upper bound" if what in BOUNDS else "",
             cached=all(stages[name].cached for name in names),
         )
 
