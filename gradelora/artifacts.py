@@ -212,11 +212,14 @@ class EvalReport(Artifact):
 class Agreed(Frozen):
     """The merged model beside base + adapter on the same items; differences of log-probabilities in nats.
 
-    `shift` is the mean difference as a share of `adapter_effect`, what the adapter changed on average.
+    `shift` is the mean difference as a share of `adapter_effect`, what the adapter changed on
+    average.  `ties` are those of `changed_scores` where base + adapter held both scores for about
+    equal: no further apart than the log-probabilities may shift.
     """
 
     items: int
     changed_scores: int
+    ties: int
     mean_difference: float
     largest_difference: float
     adapter_effect: float

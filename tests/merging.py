@@ -134,7 +134,8 @@ def adapter_of(folder: Path, **changes: object) -> Adapter:
 
 def stage_config(**changes: object) -> MergeStageConfig:
     """Without a verification: it needs an evaluation."""
-    return MergeStageConfig(device="cpu", weights="packed", precision="fp32", **({"verify_items": 0} | changes))
+    given = {"device": "cpu", "weights": "packed", "precision": "fp32", "verify_items": 0}
+    return MergeStageConfig.model_validate(given | changes)
 
 
 def nothing_evaluated() -> tuple[EvalReport, EncodedDataset]:

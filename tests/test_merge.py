@@ -18,9 +18,11 @@ from transformers import (
     AutoModelForCausalLM,
 )
 
+import gradelora.merge
 from gradelora.artifacts import (
     FileEntry,
     files_under,
+    sha256_text,
 )
 from gradelora.errors import Damaged, KeyMismatch, NotEnoughDisk, UnsupportedModel
 from gradelora.merge import merge
@@ -337,3 +339,33 @@ def test_the_digest_does_not_depend_on_file_times(gpt_oss: Path, plain: Path, tm
     assert first.digest == second.digest
     assert hashlib.sha256((tmp_path / "a" / first.files[0].name).read_bytes()).hexdigest() == first.files[0].sha256
     assert all(isinstance(f, FileEntry) for f in first.files)
+
+
+@pytest.mark.parametrize(("dtype", "digest"), [("base", "4ef9a43c0c94d1ef"), ("bf16", "d48a38b1ac510bc4")])
+def test_the_same_model_gives_the_same_artifact_as_long_as_version_stays(
+    tmp_path: Path, dtype: str, digest: str
+) -> None:
+    """Another digest means another output: bump VERSION of merge, then write the new digest here.
+
+    The weights are small integers, so that their sums are exact on every processor.
+    """
+    base = save_gpt_oss(tmp_path / "base")
+    for shard in sorted(base.glob("*.safetensors")):
+        held = load_file(shard)
+        save_file({n: steps(n, t) for n, t in held.items()}, shard, metadata={"format": "pt"})
+    adapter = save_adapter(base, tmp_path / "adapter", target_parameters=["experts.down_proj"])
+    factors = load_file(adapter / "adapter_model.safetensors")
+    save_file({n: steps(n, t) for n, t in factors.items()}, adapter / "adapter_model.safetensors")
+    result = run(base, adapter, tmp_path / "out", dtype=dtype, min_delta_survival=-1)
+    names = ("delta_survival.jsonl", "model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors")
+    contents = [(f.name, f.sha256) for f in result.files if f.name in names]
+    assert (gradelora.merge.VERSION, sha256_text(str(contents))[:16]) == (2, digest)
+
+
+def steps(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The same small numbers for a name on every machine; MXFP4 scales near 2 ** -3."""
+    start = sum(map(ord, name))
+    counted = torch.arange(start, start + tensor.numel()).reshape(tensor.shape) * 7919
+    if name.endswith("_scales"):
+        return (counted % 3 + 123).to(torch.uint8)
+    return (counted % 251).to(torch.uint8) if name.endswith("_blocks") else ((counted % 13 - 6) / 8).to(tensor.dtype)

@@ -43,7 +43,9 @@ def survivals(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "delta_survival.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("kind", SETTINGS)
+@pytest.mark.parametrize(
+    "kind", [k if k == "attention too" else pytest.param(k, marks=pytest.mark.slow) for k in SETTINGS]
+)
 def test_in_bf16_the_experts_equal_pefts_bit_for_bit(gpt_oss: Path, tmp_path: Path, kind: str) -> None:
     adapter = save_adapter(gpt_oss, tmp_path / "adapter", **SETTINGS[kind])
     result = run(gpt_oss, adapter, tmp_path / "out", dtype="bf16")
@@ -71,6 +73,7 @@ def test_what_bf16_writes_is_a_checkpoint_of_its_own_that_loads_whole(
     assert (result.dtype, result.merged_tensors) == ("bf16", 8 + 4)
 
 
+@pytest.mark.slow
 def test_experts_that_are_bf16_already_are_merged_in_place(gpt_oss: Path, experts: Path, tmp_path: Path) -> None:
     attention = save_adapter(gpt_oss, tmp_path / "attention")
     run(gpt_oss, attention, tmp_path / "bf16", dtype="bf16")
@@ -88,7 +91,7 @@ def test_a_sum_that_mxfp4_cannot_hold_is_refused_unless_a_loss_is_accepted(
     assert run(gpt_oss, experts, tmp_path / "out", min_delta_survival=-1).least_delta_survival is not None
 
 
-@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("shards", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_rounded_experts_are_the_nearest_to_the_sum_and_their_loss_is_what_is_told(tmp_path: Path, shards: int) -> None:
     """Three shards hold blocks and scales of one weight apart from each other."""
     base = save_gpt_oss(tmp_path / "base", shards=shards)
@@ -134,6 +137,7 @@ def test_an_update_below_the_floor_is_no_model_and_says_by_how_much(gpt_oss: Pat
     assert all(torch.equal(before[n], after[n]) for n in before)
 
 
+@pytest.mark.slow
 def test_a_resumed_merge_still_knows_what_survived(gpt_oss: Path, experts: Path, tmp_path: Path) -> None:
     first = run(gpt_oss, experts, tmp_path / "out", min_delta_survival=-1)
     told = (tmp_path / "out" / "delta_survival.jsonl").read_bytes()
@@ -143,6 +147,7 @@ def test_a_resumed_merge_still_knows_what_survived(gpt_oss: Path, experts: Path,
     assert (tmp_path / "out" / "delta_survival.jsonl").read_bytes() == told
 
 
+@pytest.mark.slow
 def test_shards_in_another_format_are_not_taken_for_sealed(gpt_oss: Path, experts: Path, tmp_path: Path) -> None:
     run(gpt_oss, experts, tmp_path / "out", min_delta_survival=-1)
     expected = run(gpt_oss, experts, tmp_path / "clean", dtype="bf16")

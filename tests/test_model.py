@@ -10,15 +10,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM, Mxfp4Config, set_seed
 
-from gradelora.config import LoraSettings, TrainConfig
+from gradelora.config import EvaluateConfig, LoraSettings, MergeStageConfig, TrainConfig
 from gradelora.errors import BadConfig, KeyMismatch, UnsupportedModel
+from gradelora.evaluate import evaluate
+from gradelora.merge import merge
 from gradelora.model import load, packed
 from gradelora.model.adapter import attach, load_adapter, lora_config, parameter_counts
 from gradelora.model.load import load_base
 from gradelora.model.tree import TokenTree, tree_inputs
 from gradelora.preflight.size import lora_matrices, size_of
+from gradelora.train import train
 from tests.described import gpt_oss as gpt_oss_120b
+from tests.tiny_data import save_encoded, snapshot_of
 from tests.tiny_models import save_gpt_oss, save_llama
+from tests.training import RUNTIME, changed, history
 
 
 @pytest.fixture(scope="module")
@@ -279,3 +284,28 @@ def test_experts_are_trained_without_dropout_and_unpacked_or_refused_before_anyt
         LoraSettings(target_modules=())
     with pytest.raises(ValueError, match="set weights=bf16"):
         TrainConfig(weights="packed", lora=LoraSettings(dropout=0, target_parameters=EXPERTS))
+
+
+@pytest.mark.slow
+def test_experts_learn_under_zero2_and_merge_into_what_scores_the_same(gpt_oss: Path, tmp_path: Path) -> None:
+    """Two real ranks; what comes out holds factors of the experts alone, and its merge in bf16 loads."""
+    lora = LoraSettings(dropout=0, target_modules=(), target_parameters=EXPERTS)
+    config = changed(weights="bf16", lora=lora.model_dump(), max_steps=4, epochs=1, learning_rate=1e-2)
+    snapshot, data = snapshot_of(gpt_oss), save_encoded(tmp_path / "data", answers=6)
+    for name in ("adapter", "report", "merged"):
+        (tmp_path / name).mkdir()
+    adapter = train(config, snapshot, data, out=tmp_path / "adapter", runtime=RUNTIME)
+    factors = load_file(adapter.path / "adapter_model.safetensors")
+    assert {".".join(n.split(".")[6:]) for n in factors} == {
+        f"experts{wrapped}.lora_{ab}.weight" for wrapped in ("", ".base_layer") for ab in "AB"
+    }
+    assert all(t.abs().sum() > 0 for n, t in factors.items() if "lora_B" in n)
+    assert adapter.trainable_parameters == sum(t.numel() for t in factors.values())
+    losses = [entry["loss"] for entry in history(adapter)]
+    assert losses[-1] < losses[0]
+    scoring = EvaluateConfig(splits=("validation",), device="cpu", weights="bf16", precision="fp32", resamples=100)
+    report = evaluate(scoring, snapshot, adapter, data, out=tmp_path / "report", runtime=RUNTIME)
+    merging = MergeStageConfig(dtype="bf16", device="cpu", weights="bf16", precision="fp32")
+    merged = merge(merging, snapshot, adapter, report, data, out=tmp_path / "merged", runtime=RUNTIME)
+    assert merged.agreed is not None
+    assert merged.agreed.changed_scores == merged.agreed.ties

@@ -17,7 +17,6 @@ from gradelora.model.load import load_base
 from gradelora.scoring.candidates import Likelihoods, read_candidates
 from gradelora.scoring.held_out import HeldOut, read_held_out
 from gradelora.scoring.likelihood import score_prompts
-from gradelora.scoring.opinion import opinion
 
 PREDICTIONS = "predictions.jsonl"
 DIGITS = 4
@@ -33,7 +32,6 @@ class Told(Frozen):
 
     item_id: str
     split: Split
-    adapter_score: float
     base_log_probabilities: tuple[float, ...]
     adapter_log_probabilities: tuple[float, ...]
 
@@ -49,9 +47,11 @@ def verify(config: MergeStageConfig, report: EvalReport, data: EncodedDataset, o
     if lost:
         raise Damaged(f"{report.path / PREDICTIONS}: {lost[0]} is no item of the encoded data; evaluate again")
     print(f"merge: the merged model scores {len(told)} evaluated items", flush=True)
-    agreed = compare(told, _scored([items[one.item_id] for one in told], config, data, out, runtime))
+    found = _scored([items[one.item_id] for one in told], config, data, out, runtime)
+    agreed = compare(told, found, config.max_shift)
     print(
-        f"merge: {agreed.changed_scores} of {agreed.items} scores changed, log-probabilities by "
+        f"merge: {agreed.changed_scores} of {agreed.items} scores changed, {agreed.ties} of them near-ties, "
+        f"log-probabilities by "
         f"{agreed.mean_difference:.4f} nats on average, by {agreed.adapter_effect:.4f} by the adapter",
         flush=True,
     )
@@ -69,8 +69,8 @@ def chosen(predictions: Path, count: int) -> list[Told]:
 
 def _scored(
     items: Sequence[HeldOut], config: MergeStageConfig, data: EncodedDataset, out: Path, runtime: Runtime
-) -> list[tuple[float, Likelihoods]]:
-    """Score and likelihoods of each item by the model in `out`."""
+) -> list[tuple[int, Likelihoods]]:
+    """The place of the likeliest of each item's scores, and all likelihoods, by the model in `out`."""
     model = load_base(out, weights=config.weights, precision=config.precision, device=config.device)
     candidates = read_candidates(data.path)
     found = score_prompts(
@@ -80,22 +80,28 @@ def _scored(
         pad_id=data.pad_token_id,
         rows_per_pass=runtime.evaluate_rows,
     )
-    return [(opinion(candidates[item.question_key], one).score, one) for item, one in zip(items, found, strict=True)]
+    # Of equally likely scores the lowest, as in gradelora.scoring.opinion.
+    return [(one.log_probabilities.index(max(one.log_probabilities)), one) for one in found]
 
 
-def compare(told: Sequence[Told], found: Sequence[tuple[float, Likelihoods]]) -> Agreed:
-    """Scores, and the log-probability of the score that base + adapter gives to each item."""
-    differences, effects, changed = [], [], 0
-    for one, (score, likelihoods) in zip(told, found, strict=True):
-        best = max(range(len(one.adapter_log_probabilities)), key=one.adapter_log_probabilities.__getitem__)
-        before = one.adapter_log_probabilities[best]
-        differences.append(abs(likelihoods.log_probabilities[best] - before))
-        effects.append(abs(one.base_log_probabilities[best] - before))
-        changed += score != one.adapter_score
+def compare(told: Sequence[Told], found: Sequence[tuple[int, Likelihoods]], max_shift: float) -> Agreed:
+    """Scores, and the log-probability of the score that base + adapter gives to each item.
+
+    `found` holds the place of the merged model's score among the item's, and all likelihoods.
+    """
+    differences, effects, margins = [], [], []
+    for one, (place, likelihoods) in zip(told, found, strict=True):
+        logs = one.adapter_log_probabilities
+        best = max(range(len(logs)), key=logs.__getitem__)
+        differences.append(abs(likelihoods.log_probabilities[best] - logs[best]))
+        effects.append(abs(one.base_log_probabilities[best] - logs[best]))
+        if place != best:
+            margins.append(logs[best] - logs[place])
     mean, effect = sum(differences) / len(told), sum(effects) / len(told)
     return Agreed(
         items=len(told),
-        changed_scores=changed,
+        changed_scores=len(margins),
+        ties=sum(margin <= max(NOISE_NATS, max_shift * effect) for margin in margins),
         mean_difference=round(mean, DIGITS),
         largest_difference=round(max(differences), DIGITS),
         adapter_effect=round(effect, DIGITS),
@@ -105,11 +111,11 @@ def compare(told: Sequence[Told], found: Sequence[tuple[float, Likelihoods]]) ->
 
 def judge(agreed: Agreed, config: MergeStageConfig) -> None:
     """Raise MergeDiffers where scores or log-probabilities lie outside of what `config` allows."""
-    changed = agreed.changed_scores / agreed.items
+    changed = agreed.changed_scores - agreed.ties
     faults = []
-    if changed > config.max_changed_scores:
+    if changed > config.max_changed_scores * agreed.items:
         faults.append(
-            f"{agreed.changed_scores} of {agreed.items} items get another score, "
+            f"{changed} of {agreed.items} items get another score, {agreed.ties} near-ties not counted, "
             f"{config.max_changed_scores:.0%} allowed (merge.max_changed_scores)"
         )
     if agreed.mean_difference > NOISE_NATS and agreed.shift > config.max_shift:
