@@ -266,3 +266,9 @@ def test_several_nodes_share_the_ranks_and_each_host_its_own() -> None:
     run, found = load_config(H200, [*eight]), planned(*eight)
     with pytest.raises(NotEnoughGpus, match=r"set train\.processes=4"):
         check(run, found)
+
+
+def test_scoring_between_the_steps_has_a_row_of_its_own_with_the_optimizer() -> None:
+    rows = {s.mode: s.needed_bytes for s in planned("train.best=validation_qwk", "train.lora.r=64").later}
+    assert rows["scoring between steps"] > rows["evaluation"]
+    assert "scoring between steps" not in {s.mode for s in planned().later}

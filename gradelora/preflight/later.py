@@ -16,6 +16,7 @@ from gradelora.preflight.memory import (
     Need,
     context_bytes,
     layer_bytes,
+    lora_bytes,
     on_device,
     weight_bytes,
 )
@@ -34,6 +35,8 @@ MERGE_CONTEXT_BYTES = 300_000_000
 def later_stages(run: RunConfig, work: Workload, size: ModelSize, hardware: Hardware) -> tuple[MemoryPlan, ...]:
     """Loading, evaluation, merge where it is asked for, and the host where GPUs do the work."""
     plans = [plan_loading(run.train, size, hardware), plan_evaluation(run, work, size, hardware)]
+    if run.train.best == "validation_qwk":
+        plans.append(plan_judging(run, work, size, hardware))
     if run.merge.enabled:
         plans.append(plan_merge(size, hardware))
     if run.train.device == "cuda":
@@ -119,6 +122,24 @@ def plan_evaluation(run: RunConfig, work: Workload, size: ModelSize, hardware: H
         available_bytes=hardware.gpu_bytes if evaluate.device == "cuda" else hardware.host_bytes,
         needs=tuple(needs),
     )
+
+
+def plan_judging(run: RunConfig, work: Workload, size: ModelSize, hardware: Hardware) -> MemoryPlan:
+    """Validation answers scored between two steps: evaluation's passes beside training's optimizer."""
+    train = run.train
+    width = 2 if train.precision == "bf16" else 4
+    heap = CPU_HEAP if train.device == "cpu" else 1.0
+    working, cached, positions = _pass_sizes(run.runtime, work, size, width)
+    needs = [
+        Need(what="weights", bytes=weight_bytes(train, size, width, hardware)),
+        Need(what="one layer unpacked", bytes=layer_bytes(train, size, width)),
+        Need(what="LoRA and optimizer", bytes=lora_bytes(train, size, width)),
+        Need(what="keys and values", bytes=int(heap * cached)),
+        Need(what="layer at work", bytes=int(heap * working)),
+        Need(what="logits", bytes=(width + 4) * positions * size.vocabulary),
+        Need(what="context", bytes=context_bytes(train)),
+    ]
+    return on_device("scoring between steps", needs, train, hardware)
 
 
 def _pass_sizes(runtime: Runtime, work: Workload, size: ModelSize, width: int) -> tuple[int, int, int]:

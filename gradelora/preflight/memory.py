@@ -91,7 +91,7 @@ def plan_memory(train: TrainConfig, row: Row, size: ModelSize, hardware: Hardwar
     needs = [
         Need(what="weights", bytes=weight_bytes(train, size, width, hardware)),
         Need(what=_unpacked(train), bytes=layer_bytes(train, size, width)),
-        Need(what="LoRA and optimizer", bytes=_lora_bytes(train, size, width)),
+        Need(what="LoRA and optimizer", bytes=lora_bytes(train, size, width)),
         Need(what="sums of expert weights", bytes=_sum_bytes(train, size, width, layers)),
         Need(what="activations kept", bytes=int(heap * kept)),
         Need(what="layer at work", bytes=int(heap * at_work)),
@@ -178,7 +178,7 @@ def _unpacking_bytes(train: TrainConfig, size: ModelSize, width: int) -> int:
     return int(share * max(UNPACKING_BYTES * largest, kept + UNPACKING_BYTES * smaller))
 
 
-def _lora_bytes(train: TrainConfig, size: ModelSize, width: int) -> int:
+def lora_bytes(train: TrainConfig, size: ModelSize, width: int) -> int:
     """Values and gradients, fp32 values and two moments (a rank's share of them), two buckets."""
     ranks = 1 if train.parallel == "layers" else train.processes
     bucket = 0 if train.parallel == "layers" else min(train.reduce_bucket_elements, size.lora_parameters)
