@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import json
 import os
 import random
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from bench.simulate_gate import World
+from bench.simulate_gate import predictions as predictions_of_world
 from gradelora import child
 from gradelora.artifacts import SPLITS, Adapter, EncodedDataset, EvalReport, ModelSnapshot, SplitCounts
 from gradelora.config import EvaluateConfig, LoraSettings, Runtime
@@ -20,6 +23,7 @@ from gradelora.evaluate import evaluate
 from gradelora.evaluate.metrics import read_metrics
 from gradelora.evaluate.predictions import read_predictions
 from gradelora.evaluate.ranks import process_count
+from gradelora.evaluate.sections import summarise
 from gradelora.store import Store
 from tests.tiny_models import VOCAB, save_gpt_oss
 
@@ -27,6 +31,9 @@ END = VOCAB - 1
 CONFIG = EvaluateConfig(device="cpu", weights="packed", precision="fp32", resamples=200)
 RUNTIME = Runtime(threads=1)
 QUESTIONS = 6
+DECIDED = "21 11 01 20 00 10 01 12 11 01 01 02 00 21 00 21 22 21 20 20 02 00 20 20 "
+SUM_OF_LOGS = -3065.49
+FIGURES = "63c33c29879b0eff"
 
 
 def encoded(folder: Path, per_split: dict[str, int]) -> EncodedDataset:
@@ -211,3 +218,25 @@ def test_splits_without_items_are_refused_with_the_remedy(parts: Any, tmp_path: 
     config = CONFIG.model_copy(update={"splits": ("unseen_questions",)})
     with pytest.raises(BadConfig, match=r"none has an item .*unseen_answers 24.*raise validation\.split"):
         evaluate(config, *parts, out=tmp_path, runtime=RUNTIME)
+
+
+def test_the_judgements_are_those_of_version_2(report: EvalReport) -> None:
+    """When this fails on purpose, bump gradelora.evaluate.VERSION.
+
+    No hash of predictions.jsonl: on another kind of CPU a sum differs in its seventh digit, and
+    of these 160 log-probabilities one then lies on the other side of its fourth decimal.
+    """
+    predictions = read_predictions(report.path / "predictions.jsonl")
+    decided = "".join(f"{p.base_score:g}{p.adapter_score:g} " for p in predictions)
+    assert decided == DECIDED
+    both = [value for p in predictions for value in (*p.base_log_probabilities, *p.adapter_log_probabilities)]
+    assert len(both) == 160
+    assert sum(both) == pytest.approx(SUM_OF_LOGS, abs=0.01)
+
+
+def test_the_figures_are_those_of_version_2() -> None:
+    """Sums of points, no tensors: the same bytes everywhere.  When this fails on purpose, bump VERSION."""
+    world = World(7, 9, matter=True, named=True)
+    made = [p.model_copy(update={"group": "ab"[i % 2]}) for i, p in enumerate(predictions_of_world(3, world, 0.4))]
+    metrics = summarise(made, {p.item_id: i % 5 for i, p in enumerate(made)}, {}, CONFIG)
+    assert hashlib.sha256(metrics.model_dump_json().encode()).hexdigest()[:16] == FIGURES
