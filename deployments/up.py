@@ -59,6 +59,8 @@ def environment(url: str) -> dict[str, str]:
         "PREFECT_API_URL": url,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
+        # Hundreds of looks at the data a day: what is older than 90 days goes.
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
         # In memory, the default, a server that is started again ends every run that holds a slot, and
         # the slot of one that died meanwhile is lost for ever.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",

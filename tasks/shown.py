@@ -84,26 +84,22 @@ def show_validation(name: str, findings: Findings) -> None:
     """Codes by file, with what to do: also of data that block the run."""
     whole = findings.data_set
     rows = [
-        {"where": file.path, "code": code, "level": BY_NAME[code].level, "count": count, "what": file.fault or ""}
-        for file in findings.files
-        for code, count in file.codes.items()
+        _finding(file.path, code, count, file.fault) for file in findings.files for code, count in file.codes.items()
     ]
-    rows += [
-        {
-            "where": "all files",
-            "code": code,
-            "level": BY_NAME[code].level,
-            "count": count,
-            "what": whole.details.get(code, ""),
-        }
-        for code, count in whole.codes.items()
-    ]
+    rows += [_finding("all files", code, count, whole.details.get(code)) for code, count in whole.codes.items()]
     sums = f"{whole.items} items of {whole.questions} questions, {whole.quarantined} quarantined, "
     verdict = "the run is blocked" if findings.blocked else "good to train on"
     splits = ", ".join(f"{n} {side.replace('_', ' ')}" for side, n in whole.splits.model_dump().items())
     rows.append({"where": "splits", "code": "", "level": "", "count": whole.items, "what": splits})
     described = f"Validation: {verdict}. {sums}{whole.withheld} withheld"
     create_table_artifact(rows, key=f"{name}-validation", description=described)
+
+
+def _finding(where: str, code: str, count: int, fault: str | None) -> dict[str, str | int]:
+    """One row: what is wrong where it blocks the run, else what to do."""
+    known = BY_NAME[code]
+    what = fault if fault and known.level == "error" else known.remedy
+    return {"where": where, "code": code, "level": known.level, "count": count, "what": what}
 
 
 @a_picture
@@ -123,7 +119,7 @@ def show_losses(name: str, adapter: Adapter) -> None:
         if curve:
             lines += [f"| {what}, first | {curve[0][0]:.0f} | {curve[0][1]:.4f} |"]
             lines += [f"| {what}, last | {curve[-1][0]:.0f} | {curve[-1][1]:.4f} |"]
-    described = f"Loss on the targets' tokens over {adapter.steps} steps; adapter {adapter.digest[:12]}"
+    described = f"Loss on the targets' tokens over {adapter.steps} steps, dashed on the validation split"
     create_markdown_artifact("\n".join(lines), key=f"{name}-loss", description=described)
 
 

@@ -93,6 +93,14 @@ def environment_of(pid: int) -> str:
     return Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
 
 
+def alive(pid: int) -> bool:
+    """Whether it runs; one that has ended may still wait for its parent."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 @pytest.mark.slow
 def test_up_twice_and_down(project: Path) -> None:
     port = free_port()
@@ -120,5 +128,5 @@ def test_up_twice_and_down(project: Path) -> None:
 
     ended = run(project, "deployments.down")
     assert ended.stdout.splitlines() == ["worker: stopped", "server: stopped"]
-    assert not any(Path(f"/proc/{pid}").exists() for pid in (pids["server"], new))
+    assert not any(alive(pid) for pid in (pids["server"], new))
     assert run(project, "deployments.down").stdout.splitlines() == ["worker: did not run", "server: did not run"]
