@@ -12,12 +12,13 @@ import yaml
 
 from gradelora.artifacts import Adapter, MergedModel, ModelSnapshot
 from gradelora.cli import main
-from gradelora.config import Runtime
+from gradelora.config import LoraSettings, Runtime
 from gradelora.errors import BadConfig, HubUnavailable
 from gradelora.push import folder as push_folder
 from gradelora.push.folder import assemble, code_digest
 from gradelora.push.upload import upload
 from gradelora.report import Handover, model_card
+from gradelora.report.use import commands
 from gradelora.sandbox.demo import REPO_ID
 from gradelora.sandbox.hub import Cut, Fault, LoopbackHub, Status
 from tests.conftest import QUICK, ROOT
@@ -231,11 +232,40 @@ def test_the_card_names_lineage_and_commands_for_where_the_model_is(tmp_path: Pa
     for proof in (whole.snapshot.commit, whole.records.digest, whole.adapter.digest, code_digest()):
         assert proof in body
     commands = {
-        "adapter": ("--enable-lora --max-lora-rank 8", f"--lora-modules demo={REPO}", f'(base, "{REPO}")'),
+        "adapter": (
+            "--enable-lora --max-lora-rank 8",
+            f"--lora-modules demo={REPO}",
+            f'(base, "{REPO}")',
+            "convert_lora_to_gguf.py --base-model-id owner/tiny",
+            "  demo --outfile demo-lora.gguf",
+        ),
         "merged": (f"vllm serve {REPO}", f'from_pretrained("{REPO}", dtype="auto")', "convert_hf_to_gguf.py demo"),
     }
     assert all(command in body for command in commands[kind])
     assert str(tmp_path) not in text
+
+
+def test_an_adapter_on_experts_is_loaded_on_dequantised_weights_and_says_what_vllm_needs(tmp_path: Path) -> None:
+    whole = given(tmp_path)
+    (whole.snapshot.path / "config.json").write_text('{"quantization_config": {"quant_method": "mxfp4"}}')
+    lora = LoraSettings(r=200, dropout=0, target_parameters=("mlp.experts.down_proj",))
+    run = whole.run.model_copy(update={"train": whole.run.train.model_copy(update={"lora": lora})})
+    texts = [c.text for c in commands(whole.model_copy(update={"run": run}), Handover(kind="adapter", where=REPO))]
+    python, vllm, score = texts
+    assert "import AutoModelForCausalLM, Mxfp4Config" in python
+    assert "quantization_config=Mxfp4Config(dequantize=True))" in python
+    compile(python, "card", "exec")
+    assert "--max-lora-rank 256" in vllm
+    assert vllm.startswith("# needs a vLLM that serves LoRA on fused experts")
+    assert score.startswith("gradelora score")
+
+
+def test_no_vllm_command_is_given_for_an_adapter_that_vllm_would_refuse(tmp_path: Path) -> None:
+    whole = given(tmp_path)
+    lora = LoraSettings(r=1024)
+    run = whole.run.model_copy(update={"train": whole.run.train.model_copy(update={"lora": lora})})
+    texts = [c.text for c in commands(whole.model_copy(update={"run": run}), Handover(kind="adapter", where=REPO))]
+    assert not [text for text in texts if "vllm" in text]
 
 
 @pytest.fixture(scope="module")

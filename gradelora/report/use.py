@@ -41,24 +41,42 @@ def commands(given: ReportInput, handover: Handover | None = None) -> list[Snipp
 
 
 def _adapter(given: ReportInput, adapter: str) -> list[Snippet]:
-    base, commit = given.snapshot.repo_id, given.snapshot.commit
-    return [
-        Snippet(
-            "Load in Python",
-            "python",
-            "from peft import PeftModel\n"
-            "from transformers import AutoModelForCausalLM\n\n"
-            f'base = AutoModelForCausalLM.from_pretrained("{base}", revision="{commit}", dtype="auto")\n'
-            f'model = PeftModel.from_pretrained(base, "{adapter}")',
-        ),
-        Snippet(
-            "Serve with vLLM, the adapter beside the base",
-            "bash",
-            f"vllm serve {base} --revision {commit} \\\n"
-            f"  --enable-lora --max-lora-rank {_vllm_rank(given.run.train.lora.r)} \\\n"
-            f"  --lora-modules {given.run.name}={adapter}",
-        ),
-    ]
+    base, commit, lora = given.snapshot.repo_id, given.snapshot.commit, given.run.train.lora
+    experts = bool(lora.target_parameters)
+    # PEFT adds to an expert's weight itself, which a packed model has not.
+    loaded = ", quantization_config=Mxfp4Config(dequantize=True)" if experts and _is_mxfp4(given) else ""
+    python = (
+        "from peft import PeftModel\n"
+        f"from transformers import AutoModelForCausalLM{', Mxfp4Config' if loaded else ''}\n\n"
+        f'base = AutoModelForCausalLM.from_pretrained("{base}", revision="{commit}", dtype="auto"{loaded})\n'
+        f'model = PeftModel.from_pretrained(base, "{adapter}")'
+    )
+    snippets = [Snippet("Load in Python", "python", python)]
+    rank = _vllm_rank(lora.r)
+    if rank is not None:
+        snippets.append(_vllm(given, adapter, rank, experts))
+    if not experts:
+        folder, name = _folder(given, adapter), given.run.name
+        text = f"{_local(given, adapter)}python llama.cpp/convert_lora_to_gguf.py --base-model-id {base} \\\n"
+        text += f"  {folder} --outfile {name}-lora.gguf"
+        snippets.append(Snippet("Convert the adapter to GGUF, where llama.cpp knows the architecture", "bash", text))
+    return snippets
+
+
+def _vllm(given: ReportInput, adapter: str, rank: int, experts: bool) -> Snippet:
+    note = "# needs a vLLM that serves LoRA on fused experts; any serves the merged model\n" if experts else ""
+    return Snippet(
+        "Serve with vLLM, the adapter beside the base",
+        "bash",
+        f"{note}vllm serve {given.snapshot.repo_id} --revision {given.snapshot.commit} \\\n"
+        f"  --enable-lora --max-lora-rank {rank} \\\n"
+        f"  --lora-modules {given.run.name}={adapter}",
+    )
+
+
+def _is_mxfp4(given: ReportInput) -> bool:
+    config = given.snapshot.path / "config.json"
+    return config.is_file() and '"mxfp4"' in config.read_text(encoding="utf-8")
 
 
 def _merged(given: ReportInput, merged: str) -> list[Snippet]:
@@ -91,6 +109,6 @@ def _local(given: ReportInput, where: str) -> str:
     return "" if where.startswith("/") else f"hf download {where} --local-dir {given.run.name}\n"
 
 
-def _vllm_rank(r: int) -> int:
-    """The smallest accepted rank that holds `r`; the largest where none does."""
-    return next((rank for rank in VLLM_RANKS if rank >= r), VLLM_RANKS[-1])
+def _vllm_rank(r: int) -> int | None:
+    """The smallest accepted rank that holds `r`; None where vLLM takes no such adapter."""
+    return next((rank for rank in VLLM_RANKS if rank >= r), None)
