@@ -43,7 +43,7 @@ test: setup
 	$(BIN)/python -m pytest $(PARALLEL)
 
 bench: setup
-	for script in bench/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	for script in bench/bench_*.py; do echo "== $$script"; $(BIN)/python -m bench.$$(basename $$script .py) || exit 1; done
 
 # Prefect on PostgreSQL and Redis, killed in the middle: docs/machines.md.
 cluster-check: setup
