@@ -367,3 +367,16 @@ def test_plots_place_what_they_show() -> None:
     assert (mark.low, mark.at, mark.high) == (0, 50, 75)
     assert whisker(Interval(value=None, low=None, high=None, reason="one class"), 0, 1) is None
     assert [d.items for d in reliability([(None, None, 0), (0.5, 1.0, 4)])] == [4]
+
+
+def test_whole_records_stand_beside_items_with_the_reason_for_every_na(html: str) -> None:
+    text = " ".join(Page(html).text.split())
+    assert "Sums of the 48 records that have several items here" in text
+    after = text[text.index("Whole records") :]
+    assert "n/a: no item has a second rating." in after[: after.index("Worst items")]
+    assert "mean probability of all allowed scores together" in text
+
+
+def test_a_refusal_says_how_surely_the_expected_gain_would_have_been_shown(tmp_path: Path) -> None:
+    text = " ".join(Page(write_report(given(tmp_path, skill=0.3), tmp_path / "page").read_text()).text.split())
+    assert re.search(r"Items like these: a true gain of 0\.10 would be shown in \d+ % of evaluations", text)

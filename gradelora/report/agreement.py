@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradelora.artifacts import Interval
-from gradelora.evaluate.metrics import Agreement, Confusion, Section, Slice
+from gradelora.evaluate.metrics import Agreement, Baselines, Confusion, Section, Slice
 from gradelora.report.figures import number, points, span
 from gradelora.report.plots import Whisker, whisker
 from gradelora.report.sources import Question
@@ -17,12 +17,15 @@ MEASURES = (
     ("within_question_qwk", "QWK within questions", "no credit for knowing which question yields more points"),
     ("exact", "Exact agreement", "share of items with the human score"),
     ("adjacent", "Adjacent agreement", "share within one point"),
+    ("within_step", "Within one step", "of the question's own scale: half a point where there are half points"),
     ("pearson", "Pearson correlation", ""),
     ("mae", "Mean absolute error", "points; less is better"),
     ("rmse", "Root mean squared error", "points; less is better"),
     ("smd", "Standardised mean difference", "0 is neither stricter nor milder than the raters"),
     ("prmse", "PRMSE", "share of the true score's variance explained, rater noise removed"),
 )
+# Of sums over a paper's items: one scale, no questions.
+RECORD_MEASURES = ("qwk", "exact", "pearson", "mae", "smd")
 WORST = 12
 
 
@@ -37,12 +40,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class MeasureRow:
-    """One measure: a column for each scorer; `gain` None where the measure has none."""
+    """One measure: a column for each scorer; `gain` None where the measure has none, baselines for items alone."""
 
     name: str
     meaning: str
-    majority: Cell
-    length: Cell
+    majority: Cell | None
+    length: Cell | None
     base: Cell
     adapter: Cell
     ceiling: Cell
@@ -96,27 +99,32 @@ def cell(figure: Interval, signed: bool = False) -> Cell:
 
 def measure_rows(section: Section) -> list[MeasureRow]:
     """Every measure on all items of one section."""
-    whole, plain = section.whole, section.baselines
-    rows = []
-    for field, name, meaning in MEASURES:
-        gain = getattr(whole.gain, field, None)
+    return [_measure_row(section.whole, *measure, section.baselines) for measure in MEASURES]
 
-        def of(agreement: Agreement, field: str = field) -> Cell:
-            return cell(getattr(agreement, field), signed=field == "smd")
 
-        rows.append(
-            MeasureRow(
-                name=name,
-                meaning=meaning,
-                majority=of(plain.majority),
-                length=of(plain.length),
-                base=of(whole.base),
-                adapter=of(whole.adapter),
-                ceiling=of(whole.ceiling),
-                gain=None if gain is None else cell(gain, signed=True),
-            )
-        )
-    return rows
+def record_rows(section: Section) -> list[MeasureRow]:
+    """The measures that sums over a paper's items have; none where no paper has several items here."""
+    if not section.records.items:
+        return []
+    return [_measure_row(section.records, *m, None) for m in MEASURES if m[0] in RECORD_MEASURES]
+
+
+def _measure_row(part: Slice, field: str, name: str, meaning: str, plain: Baselines | None) -> MeasureRow:
+    gain = getattr(part.gain, field, None)
+
+    def of(agreement: Agreement) -> Cell:
+        return cell(getattr(agreement, field), signed=field == "smd")
+
+    return MeasureRow(
+        name=name,
+        meaning=meaning,
+        majority=None if plain is None else of(plain.majority),
+        length=None if plain is None else of(plain.length),
+        base=of(part.base),
+        adapter=of(part.adapter),
+        ceiling=of(part.ceiling),
+        gain=None if gain is None else cell(gain, signed=True),
+    )
 
 
 def reasons(rows: Sequence[MeasureRow] | Sequence[SliceRow]) -> list[str]:

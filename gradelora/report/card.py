@@ -86,7 +86,10 @@ def _agreement(section: Section, metrics: Metrics) -> str:
     """A table of base, adapter, second rater and gain."""
     whole = section.whole
     lines = [
-        f"{count(whole.items)} items of {section.questions} questions, {metrics.confidence_level:.0%} intervals.",
+        f"{count(whole.items)} items of {section.questions} questions, {metrics.confidence_level:.0%} intervals "
+        f"resampled by {whole.unit}{' and student' if whole.students else ''}. Expected calibration error "
+        f"{number(section.adapter_calibration.ece.value)}; greedy decoding writes no allowed score for "
+        f"{100 * (section.adapter_decoding.unparseable.value or 0):.1f} % of the answers.",
         "",
         "| | Base | Adapter | Second rater | Gain |",
         "|---|---|---|---|---|",

@@ -82,7 +82,7 @@ def _hero(section: Section) -> dict[str, Any]:
 def _section(section: Section, questions: dict[str, sources.Question]) -> dict[str, Any]:
     """One split's tables and plots."""
     shown = agreement.strip_range([section.whole, *section.by_question, *section.by_group])
-    rows = agreement.measure_rows(section)
+    rows, records = agreement.measure_rows(section), agreement.record_rows(section)
     by_question = agreement.slice_rows(section.by_question, questions, shown)
     by_group = agreement.slice_rows(section.by_group, {}, shown)
     return {
@@ -105,6 +105,9 @@ def _section(section: Section, questions: dict[str, sources.Question]) -> dict[s
         "adapter_ece": agreement.cell(section.adapter_calibration.ece),
         "unparseable": [agreement.cell(d.unparseable) for d in (section.base_decoding, section.adapter_decoding)],
         "records": section.records,
+        "record_rows": records,
+        "record_reasons": agreement.reasons(records),
+        "mass": [agreement.cell(d.mass) for d in (section.base_decoding, section.adapter_decoding)],
     }
 
 

@@ -32,6 +32,9 @@ def checks(verdict: Verdict, questions: Mapping[str, Question]) -> list[CheckLin
         if verdict.losses
         else CheckLine("good", f"No question or group is shown to lose more than {allowed} QWK"),
     ]
+    if not shown and verdict.power is not None:
+        expected = f"a true gain of {number(verdict.expected_gain)} would be shown"
+        lines.append(CheckLine("soft", f"Items like these: {expected} in {100 * verdict.power:.0f} % of evaluations"))
     if verdict.doubtful:
         lines.append(CheckLine("soft", f"As large a loss, but within chance: {_named(verdict.doubtful, questions)}"))
     if verdict.not_judged:
