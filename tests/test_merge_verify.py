@@ -11,7 +11,7 @@ from gradelora.config import EvaluateConfig
 from gradelora.errors import Damaged, KeyMismatch, MergeDiffers
 from gradelora.evaluate import evaluate
 from gradelora.merge import merge
-from gradelora.merge.verify import Told, chosen, compare, judge
+from gradelora.merge.verify import Told, chosen, compare, judge, room
 from gradelora.scoring.candidates import Likelihoods
 from gradelora.store import Store, read_receipt
 from tests.merging import RUNTIME, adapter_of, save_adapter, snapshot_of, stage_config
@@ -119,6 +119,17 @@ def test_a_key_that_is_missing_from_the_result_is_no_model(
     with pytest.raises(KeyMismatch, match="missing"):
         attention.merged(tmp_path)
     assert not loadable(tmp_path)
+
+
+def test_weights_in_bf16_are_spread_over_all_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda place: ((100 + place) * 10**9, 141 * 10**9))
+    places = room(stage_config(device="cuda", weights="bf16"))
+    assert places is not None
+    assert (places[0], places[1]) == ("85000MB", "85850MB")
+    assert int(places["cpu"].removesuffix("MB")) > 0
+    assert room(stage_config(device="cuda", weights="packed")) is None
+    assert room(stage_config(device="cpu", weights="bf16")) is None
 
 
 def test_the_items_are_the_same_whatever_their_order(attention: Trained, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ predictions.jsonl already holds what base and adapter said, so one model is load
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,8 @@ DIGITS = 4
 # Weights that are rounded once more to bf16, and sums in another order, move a log-probability
 # however little the adapter changed; below this the share of its effect is not judged.
 NOISE_NATS = 0.05
+# The rest is for activations, keys and values.
+SHARE_OF_FREE = 0.85
 
 
 class Told(Frozen):
@@ -71,7 +74,9 @@ def _scored(
     items: Sequence[HeldOut], config: MergeStageConfig, data: EncodedDataset, out: Path, runtime: Runtime
 ) -> list[tuple[int, Likelihoods]]:
     """The place of the likeliest of each item's scores, and all likelihoods, by the model in `out`."""
-    model = load_base(out, weights=config.weights, precision=config.precision, device=config.device)
+    model = load_base(
+        out, weights=config.weights, precision=config.precision, device=config.device, max_memory=room(config)
+    )
     candidates = read_candidates(data.path)
     found = score_prompts(
         model,
@@ -82,6 +87,17 @@ def _scored(
     )
     # Of equally likely scores the lowest, as in gradelora.scoring.opinion.
     return [(one.log_probabilities.index(max(one.log_probabilities)), one) for one in found]
+
+
+def room(config: MergeStageConfig) -> dict[int | str, str] | None:
+    """Memory by device where weights in bf16 may not fit into one GPU; None: all on one device."""
+    import torch
+
+    if config.device == "cpu" or config.weights == "packed":
+        return None
+    free = {i: torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())}
+    host = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {place: f"{int(SHARE_OF_FREE * size / 1e6)}MB" for place, size in (free | {"cpu": host}).items()}
 
 
 def compare(told: Sequence[Told], found: Sequence[tuple[int, Likelihoods]], max_shift: float) -> Agreed:
