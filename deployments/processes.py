@@ -1,6 +1,5 @@
 """Processes that outlive the command that started them, found again by pid, start time and boot."""
 
-import os
 import signal
 import subprocess
 import time
@@ -42,17 +41,17 @@ def start(name: str, argv: Sequence[str], *, folder: Path, env: Mapping[str, str
 
 def running(name: str, folder: Path) -> Started | None:
     """The recorded process, if it is alive and the very one that was started."""
-    record = _record(folder, name)
-    if not record.is_file():
+    started = recorded(name, folder)
+    if started is None:
         return None
-    started = Started.model_validate_json(record.read_text(encoding="utf-8"))
     same_boot = started.boot == BOOT.read_text(encoding="ascii").strip()
     return started if same_boot and _start_ticks(started.pid) == started.start_ticks else None
 
 
-def recorded(name: str, folder: Path) -> bool:
-    """Whether a process was started that nobody has stopped; it may be dead."""
-    return _record(folder, name).is_file()
+def recorded(name: str, folder: Path) -> Started | None:
+    """The process that was started and that nobody has stopped; it may be dead."""
+    record = _record(folder, name)
+    return Started.model_validate_json(record.read_text(encoding="utf-8")) if record.is_file() else None
 
 
 def stop(name: str, folder: Path) -> bool:
@@ -92,8 +91,3 @@ def _start_ticks(pid: int) -> int | None:
 
 def _tail(log: Path) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
-
-
-def path_with(folder: Path) -> str:
-    """PATH with the interpreter's own folder first: DeepSpeed looks for ninja there."""
-    return f"{folder}{os.pathsep}{os.environ.get('PATH', os.defpath)}"

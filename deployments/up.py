@@ -13,11 +13,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 
 from deployments import processes
 from gradelora.errors import BadConfig, GradeloraError
+from gradelora.hardware import tool_path
 
 HOST = "127.0.0.1"
 PORT = 4200
@@ -26,10 +28,15 @@ MACHINE, HOME, SHELL = ROOT / "machine", ROOT / "prefect", ROOT / "env"
 SERVER, WORKER = "server", "worker"
 START_S = 180.0
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+# Prefect reads both; the second is the older name.
+DATABASES = {"PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL"}
 
 
-def up(port: int, arguments: Sequence[str]) -> None:
-    """Bring up what is not up; `arguments` go to deployments.registration.  Raises GradeloraError."""
+def up(port: int | None, arguments: Sequence[str]) -> None:
+    """Bring up what is not up; `arguments` go to deployments.registration.  Raises GradeloraError.
+
+    Without a port: that of a server that has died, where its worker and runs look for it, else PORT.
+    """
     for folder in (ROOT, MACHINE, HOME):
         folder.mkdir(mode=0o700, exist_ok=True)
         folder.chmod(0o700)
@@ -46,7 +53,6 @@ def held() -> Iterator[None]:
     """One `up` or `down` at a time; the kernel frees it with its holder."""
     with (MACHINE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        os.set_inheritable(lock.fileno(), False)
         yield
 
 
@@ -54,7 +60,7 @@ def environment(url: str) -> dict[str, str]:
     """What server, worker and runs have in common: a home of their own, and nothing is sent out."""
     return {
         **os.environ,
-        "PATH": processes.path_with(Path(sys.executable).parent),
+        "PATH": tool_path(),
         "PREFECT_HOME": str(HOME.absolute()),
         "PREFECT_API_URL": url,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -73,14 +79,16 @@ def _shell(url: str) -> str:
     return f'{here}export PATH="{Path(sys.executable).parent}:$PATH"\n'
 
 
-def _server(port: int) -> str:
+def _server(port: int | None) -> str:
     """Its API's address; started where it does not run."""
     started = processes.running(SERVER, MACHINE)
     if started is not None:
         print(f"server: runs, pid {started.pid}")
         url = started.url
     else:
-        died = " (it had died)" if processes.recorded(SERVER, MACHINE) else ""
+        dead = processes.recorded(SERVER, MACHINE)
+        died = " (it had died)" if dead else ""
+        port = port or (urlsplit(dead.url).port if dead else None) or PORT
         _refuse_taken(port)
         url = f"http://{HOST}:{port}/api"
         # The Hub's token is the worker's; a server has no use for it.
@@ -95,7 +103,7 @@ def _server(port: int) -> str:
 
 def _forgive(env: dict[str, str]) -> None:
     """Runs that went on while the server was away get time to say so, before they count as dead."""
-    if (HOME / "prefect.db").exists() or "PREFECT_API_DATABASE_CONNECTION_URL" in env:
+    if (HOME / "prefect.db").exists() or not DATABASES.isdisjoint(env):
         subprocess.run([sys.executable, "-m", "deployments.grace"], env=env, check=True)
 
 
@@ -143,27 +151,24 @@ def _worker(url: str) -> None:
 def _online(url: str, name: str, since: datetime) -> bool:
     """Whether the server has heard of this very worker; an earlier one of its name may still count as online."""
     try:
-        workers = httpx.post(f"{url}/work_pools/gradelora/workers/filter", json={}, timeout=30, headers=_auth()).json()
+        workers = httpx.post(f"{url}/work_pools/gradelora/workers/filter", json={}, timeout=30, auth=_auth()).json()
     except (httpx.HTTPError, ValueError):
         return False
     return any(w["name"] == name and datetime.fromisoformat(w["last_heartbeat_time"]) > since for w in workers)
 
 
-def _auth() -> dict[str, str]:
-    """The header of a server with PREFECT_SERVER_API_AUTH_STRING, as its own client sends it."""
+def _auth() -> httpx.BasicAuth | None:
+    """For a server with PREFECT_SERVER_API_AUTH_STRING, as its own client sends it."""
     auth = os.environ.get("PREFECT_API_AUTH_STRING")
-    if not auth:
-        return {}
-    basic = httpx.BasicAuth(*auth.split(":", 1))
-    request = next(basic.auth_flow(httpx.Request("GET", "http://server")))
-    return {"Authorization": request.headers["Authorization"]}
+    return httpx.BasicAuth(*auth.split(":", 1)) if auth else None
 
 
 def main(arguments: Sequence[str]) -> int:
     """`python -m deployments.up`; unknown arguments go on to the registration."""
     parser = argparse.ArgumentParser(prog="python -m deployments.up", description=__doc__)
-    default = int(os.environ.get("GRADELORA_PORT", PORT))
-    parser.add_argument("--port", type=int, default=default, help="of the server; default: GRADELORA_PORT, then 4200")
+    default = int(os.environ["GRADELORA_PORT"]) if "GRADELORA_PORT" in os.environ else None
+    told = "of the server; default: GRADELORA_PORT, then that of a server that has died, then 4200"
+    parser.add_argument("--port", type=int, default=default, help=told)
     known, others = parser.parse_known_args(arguments)
     try:
         up(known.port, others)

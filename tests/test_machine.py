@@ -130,3 +130,17 @@ def test_up_twice_and_down(project: Path) -> None:
     assert ended.stdout.splitlines() == ["worker: stopped", "server: stopped"]
     assert not any(alive(pid) for pid in (pids["server"], new))
     assert run(project, "deployments.down").stdout.splitlines() == ["worker: did not run", "server: did not run"]
+
+
+def test_a_server_that_died_comes_back_where_its_runs_look_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    up.MACHINE.mkdir(parents=True)
+    port = free_port()
+    processes.start(up.SERVER, ["true"], folder=up.MACHINE, env=os.environ, url=f"http://127.0.0.1:{port}/api")
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        with pytest.raises(BadConfig, match=f"127.0.0.1:{port} is taken"):
+            up._server(None)

@@ -10,7 +10,7 @@ import yaml
 
 from gradelora import child, mirror
 from gradelora.artifacts import Adapter, EvalReport, Interval
-from gradelora.champion import champion_of, promote, read_champions, rollback
+from gradelora.champion import champion_of, promote, read_champions, refuse, rollback
 from gradelora.cli import main
 from gradelora.config import Runtime, StoreConfig
 from gradelora.doctor import examine
@@ -204,3 +204,37 @@ def test_the_doctor_looks_at_the_mirror(tmp_path: Path) -> None:
     ]
     assert not found.ok
     assert "cannot be reached" in found.found
+
+
+def test_a_name_bounds_what_is_brought(machines: tuple[Machine, Machine], capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = machines
+    made = a.promote("one")
+    code, rows = b.command(capsys, "pull", f"adapter/{made.path.name}")
+    assert (code, [row["what"] for row in rows]) == (0, ["artifact"])
+    assert [folder.parent.name for folder in Store(b.root).folders()] == ["adapter"]
+    assert read_champions(b.root, NAME).champion is None
+    b.command(capsys, "pull", NAME)
+    assert read_champions(b.root, NAME).champion is not None
+
+
+def test_what_was_refused_here_outlives_a_champion_from_elsewhere(
+    machines: tuple[Machine, Machine], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = machines
+    store = Store.of(b.config)
+    worse = store.obtain(adapter, ToyConfig(word="worse"), runtime=Runtime(), run=child.here).artifact
+    report = store.obtain(evaluation, ToyConfig(word="worse"), runtime=Runtime(), run=child.here).artifact
+    refuse(b.root, NAME, adapter=worse, report=report, data_digest="d", reason="not shown")
+    (row,) = [row for row in b.command(capsys, "status", NAME)[1] if row["what"] == "champion"]
+    assert (row["here"], row["there"]) == (True, False)
+    main(["mirror", "status", "--config", str(b.config_file())])
+    assert "here only" in capsys.readouterr().out
+    better = a.promote("better")
+    assert b.look().adapter.digest == better.digest
+    assert [r.reason for r in read_champions(b.root, NAME).refusals] == ["not shown"]
+    # With the next promotion here the refusal is told on, without a place of this machine.
+    b.promote("best")
+    assert str(tmp_path) not in (tmp_path / "mirror" / "champions" / f"{NAME}.json").read_text()
+    a.look()
+    (told,) = read_champions(a.root, NAME).refusals
+    assert told.adapter.path == a.root / "adapter" / worse.path.name

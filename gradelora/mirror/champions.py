@@ -10,13 +10,14 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from gradelora.artifacts import Artifact
-from gradelora.champion import FOLDER, Champion, Champions, read_champions, restore
+from gradelora.champion import FOLDER, Champion, Champions, Refusal, read_champions, restore
 from gradelora.errors import Damaged
 from gradelora.mirror import sealed
 from gradelora.mirror.remote import Remote
 from gradelora.receipt import RECEIPT
 
 A = TypeVar("A", bound=Artifact)
+J = TypeVar("J", Champion, Refusal)
 
 
 def push(remote: Remote, root: Path, name: str) -> str | None:
@@ -47,8 +48,12 @@ def pull(remote: Remote, root: Path, name: str) -> tuple[Champions, str | None]:
         return here, None
     if not continues(there, here):
         return here, _apart(remote, name, here, there)
-    restore(root, name, there)
-    return there, None
+    # What was refused here is known here alone.
+    known = {(r.adapter.digest, r.reason) for r in there.refusals}
+    mine = tuple(r for r in here.refusals if (r.adapter.digest, r.reason) not in known)
+    both = there.model_copy(update={"refusals": there.refusals + mine})
+    restore(root, name, both)
+    return both, None
 
 
 def read(remote: Remote, root: Path, name: str) -> Champions:
@@ -100,14 +105,16 @@ def _apart(remote: Remote, name: str, here: Champions, there: Champions) -> str:
 
 def _moved(champions: Champions, root: Path) -> Champions:
     """The same record for a store elsewhere: an artifact's place is its stage and key below the root."""
-    moved = tuple(_champion_moved(champion, root) for champion in champions.promotions)
-    return champions.model_copy(update={"promotions": moved})
-
-
-def _champion_moved(champion: Champion, root: Path) -> Champion:
-    return champion.model_copy(
-        update={"adapter": _at(champion.adapter, root), "report": _at(champion.report, root)},
+    return champions.model_copy(
+        update={
+            "promotions": tuple(_judged_moved(champion, root) for champion in champions.promotions),
+            "refusals": tuple(_judged_moved(refusal, root) for refusal in champions.refusals),
+        }
     )
+
+
+def _judged_moved(judged: J, root: Path) -> J:
+    return judged.model_copy(update={"adapter": _at(judged.adapter, root), "report": _at(judged.report, root)})
 
 
 def _at(artifact: A, root: Path) -> A:

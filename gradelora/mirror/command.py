@@ -1,13 +1,15 @@
 """`gradelora mirror status|push|pull`: what the mirror holds, and both ways by hand."""
 
 import argparse
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from gradelora.artifacts import Frozen
 from gradelora.champion import FOLDER as CHAMPIONS
-from gradelora.champion import read_champions
+from gradelora.champion import Champions, read_champions
 from gradelora.config import RunConfig
 from gradelora.errors import BadConfig, Damaged
 from gradelora.mirror import Mirror, champions, checkpoints, mirror_of, sealed
@@ -15,6 +17,8 @@ from gradelora.receipt import RECEIPT, verify_folder
 from gradelora.store import Store
 
 SHOWN_KEY = 12
+# Whether a person asked for the thing of this name: train/<whole key>, or a champion's.
+Wanted = Callable[[str], bool]
 
 
 class Row(Frozen):
@@ -43,7 +47,7 @@ def mirror_command(arguments: argparse.Namespace, run: RunConfig) -> int:
     # One clear error beats a list of things that failed.
     mirror.remote.names("champions")
     action = {"status": _look, "push": _push, "pull": _pull}[arguments.action]
-    rows = [row for row in action(mirror, Store(run.store.root)) if _chosen(row, arguments.names)]
+    rows = action(mirror, Store(run.store.root), functools.partial(_wanted, arguments.names))
     if arguments.json:
         print(json.dumps([row.model_dump() for row in rows]))
     else:
@@ -57,49 +61,52 @@ def _place(row: Row) -> str:
     return {(True, True): "both", (True, False): "here only", (False, True): "mirror only"}[row.here, row.there]
 
 
-def _chosen(row: Row, names: list[str]) -> bool:
-    return not names or any(row.name.startswith(name) for name in names)
+def _wanted(names: list[str], name: str) -> bool:
+    return not names or any(name.startswith(one) for one in names)
 
 
-def _look(mirror: Mirror, store: Store) -> list[Row]:
+def _only(artifacts: set[tuple[str, str]], wanted: Wanted) -> list[tuple[str, str]]:
+    return sorted(each for each in artifacts if wanted("/".join(each)))
+
+
+def _look(mirror: Mirror, store: Store, wanted: Wanted) -> list[Row]:
     here, there = _here(store), _there(mirror)
-    rows = [_artifact(each, each in here, each in there) for each in sorted(here | there)]
-    for stage, key in sorted(_trainings(mirror, store)):
+    rows = [_artifact(each, each in here, each in there) for each in _only(here | there, wanted)]
+    for stage, key in _only(_trainings(mirror, store), wanted):
         remote = checkpoints.steps(mirror.remote, stage, key)[:1]
         local = checkpoints.newest_here(store.building(stage, key))
         for step in sorted({*remote, *([] if local is None else [local])}):
             name = f"{_short(stage, key)} step {step}"
             rows.append(Row(what="checkpoint", name=name, here=step == local, there=step in remote))
-    return rows + [
-        _champion(mirror, store, name) for name in sorted({*champions.names(mirror.remote), *_champions(store)})
-    ]
+    names = {*champions.names(mirror.remote), *_champions(store)}
+    return rows + [_champion(mirror, store, name) for name in sorted(filter(wanted, names))]
 
 
-def _push(mirror: Mirror, store: Store) -> list[Row]:
+def _push(mirror: Mirror, store: Store, wanted: Wanted) -> list[Row]:
     rows = []
-    for stage, key in sorted(_here(store)):
+    for stage, key in _only(_here(store), wanted):
         try:
             verify_folder(store.folder(stage, key), deep=False)
             sent = sealed.push(mirror.remote, store.folder(stage, key))
             rows.append(_artifact((stage, key), True, True, f"{sent / 1e6:.1f} MB sent" if sent else "there already"))
         except Damaged as damage:
             rows.append(_artifact((stage, key), True, False, f"damaged: {damage}"))
-    for stage, key in sorted(_trainings(mirror, store)):
+    for stage, key in _only(_trainings(mirror, store), wanted):
         out = store.building(stage, key)
         step = checkpoints.newest_here(out)
         if step is not None and step not in checkpoints.steps(mirror.remote, stage, key):
             sent = checkpoints.push(mirror.remote, stage, key, out, step)
             name = f"{_short(stage, key)} step {step}"
             rows.append(Row(what="checkpoint", name=name, here=True, there=True, note=f"{sent / 1e6:.1f} MB sent"))
-    for name in _champions(store):
+    for name in filter(wanted, _champions(store)):
         warning = champions.push(mirror.remote, store.root, name)
         rows.append(_champion(mirror, store, name, warning or ""))
     return rows
 
 
-def _pull(mirror: Mirror, store: Store) -> list[Row]:
+def _pull(mirror: Mirror, store: Store, wanted: Wanted) -> list[Row]:
     rows, mirrored = [], Store(store.root, Strict(mirror))
-    for stage, key in sorted(_there(mirror)):
+    for stage, key in _only(_there(mirror), wanted):
         if store.folder(stage, key).exists():
             rows.append(_artifact((stage, key), True, True, "here already"))
             continue
@@ -108,7 +115,7 @@ def _pull(mirror: Mirror, store: Store) -> list[Row]:
             rows.append(_artifact((stage, key), True, True, "brought"))
         except Damaged as damage:
             rows.append(_artifact((stage, key), False, True, f"damaged: {damage}"))
-    for name in champions.names(mirror.remote):
+    for name in filter(wanted, champions.names(mirror.remote)):
         _, warning = champions.pull(mirror.remote, store.root, name)
         rows.append(_champion(mirror, store, name, warning or ""))
     return rows
@@ -160,7 +167,8 @@ def _champion(mirror: Mirror, store: Store, name: str, note: str = "") -> Row:
     ahead = champions.continues(here, there), champions.continues(there, here)
     words = {(True, True): "", (True, False): "this store is ahead", (False, True): "the mirror is ahead"}
     note = note or words.get(ahead, "promoted apart")
-    return Row(what="champion", name=name, here=bool(here.log), there=bool(there.log), note=note)
+    nothing = Champions()
+    return Row(what="champion", name=name, here=here != nothing, there=there != nothing, note=note)
 
 
 def _short(stage: str, key: str) -> str:

@@ -68,7 +68,8 @@ class Uploads:
         self._jobs: collections.deque[Job] = collections.deque()
         self._trainings: dict[Path, Training] = {}
         self._thread: threading.Thread | None = None
-        self._busy = self._ending = self._outage = False
+        self._current: Job | Training | None = None
+        self._ending = self._outage = False
         self.tally = Tally()
 
     def artifact(self, folder: Path, *, replace: bool = False) -> None:
@@ -110,10 +111,12 @@ class Uploads:
         with self._changed:
             self._ending = True
             self._changed.notify_all()
-            while self._thread and (self._busy or self._upcoming()) and (left := until - time.monotonic()) > 0:
+            while self._thread and (self._current or self._upcoming()) and (left := until - time.monotonic()) > 0:
                 self._changed.wait(min(left, POLL_S))
-            self.tally.lost += [job.what for job in self._jobs]
-            self.tally.lost += [t.what for t in self._trainings.values() if t.waiting is not None]
+            # What is on its way still is in no queue, and will not arrive: the process is about to end.
+            unsent = [self._current] if self._current else []
+            unsent += [*self._jobs, *(t for t in self._trainings.values() if t.waiting is not None)]
+            self.tally.lost += dict.fromkeys(each.what for each in unsent)
             self._jobs.clear()
             self._trainings.clear()
             tally, self.tally, self._ending, self._outage = self.tally, Tally(), False, False
@@ -136,7 +139,7 @@ class Uploads:
         while True:
             with self._changed:
                 upcoming = self._upcoming()
-                self._busy = upcoming is not None
+                self._current = upcoming
                 self._changed.notify_all()
                 if upcoming is None:
                     self._changed.wait(POLL_S)
@@ -182,6 +185,7 @@ class Uploads:
         with self._changed:
             upcoming.after = time.monotonic() + AGAIN_S
             if self._ending:
+                self._current = None
                 self.tally.lost.append(upcoming.what)
                 self._trainings = {out: t for out, t in self._trainings.items() if t is not upcoming}
             elif isinstance(upcoming, Job):
