@@ -1,8 +1,9 @@
 # Everything a fresh machine needs: Python 3.11, a C++ compiler and make.
 PYTHON ?= python3
 BIN := .venv/bin
-# A file's tests stay together: they share what it takes long to build.
-PARALLEL := -n 2 --dist loadfile
+# A file's tests stay together: they share what it takes long to build.  In their order: those of few but
+# long tests would else come last, one process idle beside them.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # DeepSpeed compiles one operator on first use: built once by setup, kept here.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.cache/torch_extensions

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def deployed(bench: Bench) -> Iterator["Deployed"]:
         env = {**bench.server.env, "PREFECT_WORKER_QUERY_SECONDS": "1"}
         process = subprocess.Popen(command, env=env, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
         try:
-            yield Deployed(bench, process)
+            yield Deployed(bench, process, datetime.now(UTC))
         finally:
             end(process)
 
@@ -47,10 +48,11 @@ def switch_watch(bench: Bench, *, on: bool) -> None:
 
 @dataclass
 class Deployed:
-    """A bench whose flows are run by a worker."""
+    """A bench whose flows are run by a worker, `since` then: other files' runs are on the same server."""
 
     bench: Bench
     worker: "subprocess.Popen[Any]"
+    since: datetime
 
     @property
     def log(self) -> str:
@@ -84,10 +86,11 @@ class Deployed:
         return self.post("/flow_runs/filter", {"flow_runs": {"id": {"any_": [run_id]}}})[0]
 
     def runs(self, flow: str | None = None) -> Any:
-        """All runs, the newest first."""
+        """All runs since then, the newest first."""
         chosen = {"flows": {"name": {"any_": [flow]}}} if flow else {}
         found = self.post("/flow_runs/filter", {"sort": "EXPECTED_START_TIME_DESC", **chosen})
-        return [r for r in found if r["auto_scheduled"] is False]
+        mine = [r for r in found if datetime.fromisoformat(r["created"]) >= self.since]
+        return [r for r in mine if r["auto_scheduled"] is False]
 
     def task_states(self, run_id: str) -> dict[str, str]:
         """Task name to state name; of a run that was retried, its last attempt."""

@@ -45,7 +45,8 @@ def test_a_download_shows_its_lines_and_a_progress_artifact(prefect_server, tmp_
         done = subprocess.run(command, env=prefect_server.env, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert re.search(r"MB of 25\.2 MB \(\d+ %\), .*/s, .* left, \d connections", done.stderr)
-    query = {"artifacts": {"key": {"any_": ["demo-fetch-everything"]}}}
+    # The server is other tests', too.
+    query = {"artifacts": {"key": {"any_": ["demo-fetch-everything"]}}, "flows": {"name": {"any_": ["bring"]}}}
     artifacts = httpx.post(f"{prefect_server.url}/artifacts/filter", json=query).json()
     assert [(a["type"], json.loads(str(a["data"]))) for a in artifacts] == [("progress", 100.0)]
     assert "25.2 MB in" in artifacts[0]["description"]

@@ -243,9 +243,17 @@ def test_the_server_makes_runs_of_a_schedule(running: Deployed) -> None:
     """With SQLAlchemy 2.1 it accepts schedules and makes no run of them."""
     watch = running.deployment("land/watch")["id"]
     scheduled = {"deployments": {"id": {"any_": [watch]}}, "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
+    began = datetime.now(UTC)
+
+    def ahead() -> list[datetime]:
+        runs = [run for run in running.post("/flow_runs/filter", scheduled) if run["auto_scheduled"]]
+        times = [datetime.fromisoformat(run["expected_start_time"]) for run in runs]
+        return sorted(time for time in times if time > began)
+
     switch_watch(running.bench, on=True)
     try:
-        wait_for(lambda: running.post("/flow_runs/filter", scheduled), 90, "no run was scheduled")
+        wait_for(ahead, 90, "no run was scheduled")
+        assert ahead()[0] - began <= timedelta(minutes=5)
     finally:
         switch_watch(running.bench, on=False)
 
