@@ -21,6 +21,7 @@ from gradelora.config_file import build_config
 from gradelora.hardware import preset
 from gradelora.preflight.disk import adapter_bytes, checkpoint_bytes
 from gradelora.preflight.later import plan_loading
+from gradelora.preflight.measured import trained
 from gradelora.preflight.memory import Row, plan_memory
 from gradelora.preflight.size import size_of
 from gradelora.preflight.workload import workload_of
@@ -51,17 +52,14 @@ def measure(case: Case, model: Path, data: EncodedDataset, out: Path) -> dict[st
     finally:
         over.set()
         watcher.join()
-    lines = [json.loads(line) for line in (out / "aside" / "progress.jsonl").read_text().splitlines()]
-    trained = [line for line in lines if "loss" in line]
-    # Each line tells how fast its step was, and when it ended.
-    starts = [0.0, *(line["seconds"] for line in trained)]
-    tokens = sum(line["tokens_per_s"] * (line["seconds"] - start) for line, start in zip(trained, starts, strict=False))
+    found = trained(out)
+    assert found is not None, "a training that ended well has told of its steps"
     return {
-        "peak_memory_bytes": max(line["peak_memory_bytes"] for line in trained),
+        "peak_memory_bytes": found.peak_bytes,
         "checkpoint_bytes": largest[0],
         "adapter_bytes": adapter.total_bytes,
         "steps": adapter.steps,
-        "tokens": round(tokens),
+        "tokens": found.tokens,
     }
 
 

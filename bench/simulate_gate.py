@@ -129,7 +129,7 @@ def predictions(seed: int, world: World, adapter_noise: float) -> list[Predictio
 
 def evaluated(folder: Path, made: list[Prediction], config: EvaluateConfig) -> EvalReport:
     """The evaluate stage's folder of these predictions."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     write_predictions(folder / FILE, made)
     metrics = summarise(made, dict.fromkeys((p.item_id for p in made), 1), {}, config)
     write_metrics(folder, metrics)

@@ -3,12 +3,9 @@
 The plan takes its rates from here where there are any; those of another kind of machine are not used.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Literal
-
-from pydantic import ValidationError
 
 from gradelora.artifacts import Frozen, sha256_text
 from gradelora.hardware import machine_kind
@@ -68,8 +65,8 @@ def read_calibration(root: Path, device: Device) -> Calibration | None:
     here = machine_kind()
     try:
         text = (root / FOLDER / _name(here, device)).read_text(encoding="utf-8")
-        found = Calibration.model_validate(json.loads(text))
-    except (OSError, ValueError, ValidationError):
+        found = Calibration.model_validate_json(text)
+    except (OSError, ValueError):
         return None
     return found if (found.machine, found.device) == (here, device) else None
 

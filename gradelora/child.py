@@ -105,11 +105,17 @@ def main(path: Path) -> int:
         result: Artifact = stage(*_parsed(stage, request.arguments), out=request.out, runtime=request.runtime)
     except GradeloraError as error:
         traceback.print_exc()
-        _write(answer, Failure(error=type(error).__name__, message=str(error)).model_dump_json())
+        write_whole(answer, Failure(error=type(error).__name__, message=str(error)).model_dump_json())
         return error.exit_code
-    usage = Usage(seconds=time.monotonic() - started, peak_rss_bytes=peak_rss_bytes(), peak_gpu_bytes=peak_gpu_bytes())
-    _write(path.with_name(USAGE), usage.model_dump_json())
-    _write(answer, result.model_dump_json())
+    # What a stage's own children held on their GPUs they have written down; the kernel tells of memory alone.
+    inner = [Usage.model_validate_json(p.read_text()).peak_gpu_bytes for p in path.parent.glob(f"*/{ASIDE}/{USAGE}")]
+    usage = Usage(
+        seconds=time.monotonic() - started,
+        peak_rss_bytes=peak_rss_bytes(),
+        peak_gpu_bytes=max(peak_gpu_bytes(), *inner, 0),
+    )
+    write_whole(path.with_name(USAGE), usage.model_dump_json())
+    write_whole(answer, result.model_dump_json())
     return 0
 
 
@@ -133,7 +139,8 @@ def _parsed(stage: Callable[..., Any], arguments: tuple[str, ...]) -> list[Froze
     return [hints[name].model_validate(json.loads(text)) for name, text in zip(names, arguments, strict=False)]
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """A reader sees the old file or the new one, never a part."""
     part = path.with_suffix(".part")
     part.write_text(text)
     part.replace(path)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from gradelora import __version__
-from gradelora.artifacts import Artifact, Frozen
+from gradelora.artifacts import Artifact, Frozen, sha256_file
 from gradelora.cache import command as cache_options
-from gradelora.config import RunConfig
+from gradelora.config import RunConfig, ValidateConfig
 from gradelora.config_file import load_config
-from gradelora.errors import Damaged, GradeloraError
+from gradelora.errors import BadConfig, Damaged, GradeloraError
 from gradelora.fetch import command as fetch_options
 from gradelora.mirror import command as mirror_options
 from gradelora.push import command as push_options
@@ -121,8 +121,6 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
 
 def _starting_from(checkpoint: Path) -> tuple[str, ...]:
     """The two settings that name a checkpoint: by its contents for the key, by its place for this machine."""
-    from gradelora.artifacts import sha256_file
-    from gradelora.errors import BadConfig
     from gradelora.train.seals import MANIFEST
 
     if not (checkpoint / MANIFEST).is_file():
@@ -165,8 +163,6 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _validate(arguments: argparse.Namespace) -> int:
-    from gradelora.config import ValidateConfig
-    from gradelora.errors import BadConfig
     from gradelora.records import collect_data_files
     from gradelora.validate.command import validate_command
 
@@ -241,7 +237,6 @@ def _fetch(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from gradelora.errors import BadConfig
     from gradelora.store import Store, verify_folder
 
     if arguments.repo or not arguments.config:

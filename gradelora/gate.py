@@ -125,13 +125,14 @@ def decide(config: GateConfig, comparison: Comparison) -> Verdict:
     losses = tuple(p for p in worse if p.gain.high is not None and p.gain.high < 0)
     low = comparison.gain.low
     shown = low is not None and low > config.margin
+    chance = power(config, comparison)
     return Verdict(
         promoted=shown and not losses,
-        reason=_reason(config, comparison, shown, losses) + _in_doubt(config, comparison, shown),
+        reason=_reason(config, comparison, shown, losses) + _in_doubt(config, None if shown else chance),
         margin=config.margin,
         max_question_loss=config.max_question_loss,
         expected_gain=config.expected_gain,
-        power=power(config, comparison),
+        power=chance,
         comparison=comparison,
         losses=losses,
         doubtful=tuple(p for p in worse if p not in losses),
@@ -156,9 +157,8 @@ def power(config: GateConfig, comparison: Comparison) -> float | None:
     return round(float(stats.nct.sf(quantile, units - 1, (config.expected_gain - config.margin) / error)), 4)
 
 
-def _in_doubt(config: GateConfig, comparison: Comparison, shown: bool) -> str:
+def _in_doubt(config: GateConfig, chance: float | None) -> str:
     """What a refusal for want of proof is worth; empty where the proof is there, or nothing can be said."""
-    chance = None if shown else power(config, comparison)
     if chance is None:
         return ""
     return f"; a true gain of {config.expected_gain:.3f} would be shown in {100 * chance:.0f} % of such evaluations"

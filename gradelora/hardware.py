@@ -59,6 +59,11 @@ def preset(name: str) -> Hardware:
     return PRESETS[name]
 
 
+def known_roofline(gpu: str) -> Roofline | None:
+    """Of a GPU by the driver's name for it; None where no data sheet is known."""
+    return next((line for name, line in ROOFLINES.items() if name in gpu), None)
+
+
 def gpu_bytes() -> list[int]:
     """Memory of each GPU; one that CUDA_VISIBLE_DEVICES hides does not count."""
     sizes = _gpu_bytes()
@@ -121,9 +126,18 @@ def _ask_driver(what: str) -> list[str]:
     return answer.stdout.splitlines() if answer.returncode == 0 else []
 
 
+def available_host_bytes() -> int:
+    """What a process may still take: what the page cache would give back counts as free (proc_meminfo(5))."""
+    return min(_meminfo("MemAvailable"), _host_bytes())
+
+
+def _meminfo(what: str) -> int:
+    return int(re.findall(rf"{what}:\s+(\d+) kB", Path("/proc/meminfo").read_text())[0]) * 1024
+
+
 def _host_bytes() -> int:
     """MemTotal, or the control group's limit where that is lower."""
-    total = int(re.findall(r"MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text())[0]) * 1024
+    total = _meminfo("MemTotal")
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.exists() and limit.read_text().strip().isdigit():
         return min(total, int(limit.read_text()))

@@ -24,6 +24,7 @@ def join_node_0(
     snapshot: ModelSnapshot,
     data: EncodedDataset,
     on_obtained: Callable[[Obtained[Any]], None] = lambda _: None,
+    on_line: Callable[[str], None] = print,
 ) -> Adapter:
     """The adapter that node 0 seals, trained together; at once where it is there already.
 
@@ -38,7 +39,7 @@ def join_node_0(
         out = store.building(train.__name__, key_of(train, run.train, (snapshot, data)))
         out.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
-            join(run.train, snapshot, data, out=out, runtime=run.runtime)
+            join(run.train, snapshot, data, out=out, runtime=run.runtime, on_line=on_line)
         except RankLost:
             # Node 0 may have sealed its adapter while this node still waited for it.
             found = store.find(train, run.train, snapshot, data)

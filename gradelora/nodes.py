@@ -39,7 +39,7 @@ class Place(Frozen):
     def of(cls, runtime: Runtime) -> Self:
         """The place that settings, hostfile and environment give this machine.  Raises BadConfig."""
         hosts = read_hostfile(runtime.hostfile) if runtime.hostfile else ()
-        nodes = number_of_nodes(runtime)
+        nodes = len(hosts) or runtime.nodes
         if nodes == 1:
             return cls()
         rank = _rank(runtime, hosts)

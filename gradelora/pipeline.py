@@ -100,9 +100,9 @@ class Pipeline:
         """The trained adapter; the plan, the data and the tokens come before the weights."""
         _ = self.plan
         encoded = self.encoded
-        if Place.of(self.run.runtime).rank:
-            return join_node_0(self.store, self.run, self.snapshot, encoded, self._on_obtained)
         try:
+            if Place.of(self.run.runtime).rank:
+                return join_node_0(self.store, self.run, self.snapshot, encoded, self._on_obtained, self._on_line)
             return self._obtain(train, self.run.train, self.snapshot, encoded)
         except NotEnoughMemory as error:
             raise with_relief(error, self.run, self.plan) from error

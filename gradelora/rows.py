@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from gradelora.config import TrainConfig
+
 # Indices of the items in a row; all answer one question.  An empty row carries no label.
 Row = tuple[int, ...]
 
@@ -145,6 +147,25 @@ def schedule(rows: Sequence[Row], items: Items, *, ranks: int, accumulation: int
         cut = [tuple(part[i : i + micro_rows]) for i in range(0, size, micro_rows)]
         steps.append(tuple(tuple(cut[m * ranks : (m + 1) * ranks]) for m in range(accumulation)))
     return Schedule(tuple(steps))
+
+
+def limits(train: TrainConfig) -> RowLimits:
+    """What bounds a row of training."""
+    return RowLimits(answers=train.answers_per_row, tokens=train.tokens_per_row)
+
+
+def schedule_of(train: TrainConfig, items: Items) -> Schedule:
+    """The whole training, as the ranks do it and the plan counts it."""
+    return plan_run(
+        items,
+        epochs=train.epochs,
+        max_steps=train.max_steps,
+        most=limits(train),
+        seed=train.seed,
+        ranks=train.processes,
+        accumulation=train.accumulation,
+        micro_rows=train.micro_batch_rows,
+    )
 
 
 def plan_run(

@@ -9,6 +9,7 @@ from gradelora.preflight import Plan
 from gradelora.preflight import preflight as stage
 from gradelora.preflight.table import plan_rows
 from gradelora.records import collect_data_files
+from tasks.shown import a_picture
 from tasks.stage import stage_task
 
 
@@ -22,6 +23,7 @@ def collect(run: RunConfig) -> DataFiles:
 def preflight(run: RunConfig, base: BaseModel, data: DataFiles) -> Plan:
     """GPUs, memory, disk and tools: measured against needed; the UI shows a refused plan, too."""
 
+    @a_picture
     def show(plan: Plan) -> None:
         what = f"What the run will need on {plan.hardware.name}"
         create_table_artifact(plan_rows(plan, run.runtime.price_per_hour), key=f"{run.name}-plan", description=what)

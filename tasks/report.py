@@ -14,7 +14,7 @@ from gradelora.preflight import Plan
 from gradelora.report import ReportInput, compare, stage_row, write_card, write_plan, write_report
 from gradelora.report.compared import Comparison
 from gradelora.store import Obtained, Store
-from tasks.shown import show_links
+from tasks.shown import a_picture, show_links
 from tasks.stage import stage_task
 
 
@@ -66,6 +66,7 @@ def report(
     return outcome
 
 
+@a_picture
 def _publish_comparison(name: str, comparison: Comparison) -> None:
     """The plan beside the run, in plain units: bytes, seconds, counts."""
     rows = [
@@ -82,6 +83,7 @@ def _publish_comparison(name: str, comparison: Comparison) -> None:
     create_table_artifact(rows, key=f"{name}-compared", description="The plan held against what happened")
 
 
+@a_picture
 def _publish(outcome: Outcome) -> None:
     """Figures alone: no student text leaves the page's own settings."""
     rows = [{"stage": r.stage, "state": "cached" if r.cached else "run", "seconds": r.seconds} for r in outcome.stages]

@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from gradelora import errors
+from gradelora.artifacts import EncodedDataset, ModelSnapshot
 from gradelora.sandbox.demo import REPO_ID
 from gradelora.sandbox.hub import LoopbackHub
 
@@ -27,6 +28,24 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 STAGES = ("fetch tokenizer", "fetch everything", "validate", "encode", "train", "evaluate")
 # Four optimizer steps: enough to go through everything, too few to learn.
 QUICK = ["train.max_steps=4", "train.warmup_steps=1", "evaluate.resamples=200", "merge.enabled=false"]
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory: pytest.TempPathFactory) -> ModelSnapshot:
+    """A tiny random gpt-oss in MXFP4, one for each file of tests."""
+    # torch, which most files do not need.
+    from tests.tiny_data import snapshot_of
+    from tests.tiny_models import save_gpt_oss
+
+    return snapshot_of(save_gpt_oss(tmp_path_factory.mktemp("gpt-oss")))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> EncodedDataset:
+    """Answers of random tokens to a few questions, one data set for each file of tests."""
+    from tests.tiny_data import save_encoded
+
+    return save_encoded(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="session")

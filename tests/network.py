@@ -20,7 +20,7 @@ BUCKET = "gradelora"
 
 
 def ip(*arguments: str, check: bool = True) -> None:
-    subprocess.run(["ip", *arguments], check=check, capture_output=True)
+    subprocess.run(["ip", *arguments], check=check, capture_output=True, text=True)
 
 
 class Network:

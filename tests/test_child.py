@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gradelora import child, launch
+from gradelora.artifacts import ASIDE
 from gradelora.config import Runtime
 from gradelora.errors import BadData, ChildFailed
 from tests.toy import Toy, ToyConfig, after, toy
@@ -31,6 +32,16 @@ def test_inputs_reach_the_child(tmp_path: Path) -> None:
     first = child.here(toy, ToyConfig(word="abc"), out=tmp_path / "a", runtime=RUNTIME)
     second = child.call(after, ToyConfig(word="d"), first, out=tmp_path / "b", runtime=RUNTIME)
     assert second.length == 4
+
+
+def test_what_a_stages_own_children_held_on_their_gpus_counts(tmp_path: Path) -> None:
+    for rank, held in enumerate((5, 7)):
+        aside = tmp_path / ASIDE / f"rank-{rank}" / ASIDE
+        aside.mkdir(parents=True)
+        used = child.Usage(seconds=1, peak_rss_bytes=1, peak_gpu_bytes=held)
+        (aside / child.USAGE).write_text(used.model_dump_json())
+    child.call(toy, ToyConfig(), out=tmp_path, runtime=RUNTIME)
+    assert child.Usage.model_validate_json((tmp_path / ASIDE / child.USAGE).read_text()).peak_gpu_bytes == 7
 
 
 def test_an_error_keeps_its_name_and_sentence(tmp_path: Path) -> None:

@@ -7,14 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.simulate_gate import BASE_NOISE, World, predictions, settled, true_gain
+from bench.simulate_gate import BASE_NOISE, World, evaluated, predictions, settled, true_gain
 from gradelora.artifacts import Adapter, EvalReport, Interval
 from gradelora.champion import Champion, champion_of, promote, read_champions, rollback
 from gradelora.config import EvaluateConfig, GateConfig
 from gradelora.errors import BadConfig, Damaged
-from gradelora.evaluate.metrics import write_metrics
-from gradelora.evaluate.predictions import FILE, Prediction, write_predictions
-from gradelora.evaluate.sections import summarise
+from gradelora.evaluate.predictions import FILE, Prediction
 from gradelora.gate import Comparison, PartGain, decide, judge, power, settle
 
 EVALUATION = EvaluateConfig(resamples=300)
@@ -98,13 +96,7 @@ def adapter(folder: Path, content: str) -> Adapter:
 
 
 def report(folder: Path, made: list[Prediction]) -> EvalReport:
-    folder.mkdir(parents=True)
-    write_predictions(folder / FILE, made)
-    metrics = summarise(made, {p.item_id: 3 for p in made}, {}, EVALUATION)
-    write_metrics(folder, metrics)
-    whole = metrics.sections[0].whole
-    facts = {"base_qwk": whole.base.qwk, "adapter_qwk": whole.adapter.qwk, "qwk_gain": whole.gain.qwk}
-    return EvalReport.collect(folder, split="unseen_answers", items=whole.items, **facts)
+    return evaluated(folder, made, EVALUATION)
 
 
 def good() -> list[Prediction]:

@@ -19,8 +19,6 @@ from gradelora.model.adapter import attach
 from gradelora.model.load import load_base
 from gradelora.model.tree import TokenTree, tree_inputs
 from gradelora.train import train
-from tests.tiny_data import save_encoded, snapshot_of
-from tests.tiny_models import save_gpt_oss
 
 GPUS = len(gpu_bytes())
 pytestmark = [
@@ -28,16 +26,6 @@ pytestmark = [
     pytest.mark.skipif(GPUS == 0, reason="no CUDA GPU on this machine"),
 ]
 CONFIG = TrainConfig(device="cuda", precision="bf16", answers_per_row=4, accumulation=2, epochs=2, learning_rate=5e-3)
-
-
-@pytest.fixture(scope="module")
-def snapshot(tmp_path_factory: pytest.TempPathFactory) -> ModelSnapshot:
-    return snapshot_of(save_gpt_oss(tmp_path_factory.mktemp("gpt-oss")))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> EncodedDataset:
-    return save_encoded(tmp_path_factory.mktemp("data"))
 
 
 def moved(value: Any) -> Any:

@@ -186,8 +186,8 @@ def test_a_score_changes_clearly_only_where_base_and_adapter_did_not_waver() -> 
         Told(item_id=str(i), split="validation", base_log_probabilities=base, adapter_log_probabilities=logs)
         for i, logs in enumerate(said)
     ]
-    found = [(1, (-1.2, -1.1)), (1, (-3.0, -1.0)), (0, said[2])]
-    agreed = compare(told, [(place, Likelihoods(logs, None)) for place, logs in found], 0.1)
+    found = [(-1.2, -1.1), (-3.0, -1.0), said[2]]
+    agreed = compare(told, [Likelihoods(logs, None) for logs in found], 0.1)
     assert (agreed.items, agreed.changed_scores, agreed.ties) == (3, 2, 1)
     assert (agreed.mean_difference, agreed.largest_difference) == (round(2.2 / 3, 4), 2.0)
     assert (agreed.adapter_effect, agreed.shift) == (4.0, round(2.2 / 12, 4))

@@ -16,35 +16,21 @@ from typing import Any
 import pytest
 
 from gradelora.artifacts import Adapter, EncodedDataset, ModelSnapshot
-from gradelora.config import LoraSettings, Runtime, TrainConfig
+from gradelora.config import Runtime, TrainConfig
 from gradelora.config_file import build_config
 from gradelora.errors import BadConfig
 from gradelora.nodes import Place, interface, is_here, number_of_nodes, processes_on_each
 from gradelora.store import Store, key_of
 from gradelora.train import train
 from gradelora.train.launching import command, environment
+from tests.network import ip
 from tests.node import Request
 from tests.tiny_data import save_encoded, snapshot_of
-from tests.tiny_models import save_gpt_oss
+from tests.training import CONFIG, changed
 
 ROOT = Path(__file__).parents[1]
 PREFIX = "gradelora-"
 ADDRESSES = ("10.79.31.1", "10.79.31.2")
-# 4 questions x 3 rows x 4 epochs in steps of 2 ranks x 2 rows: 12 steps, a checkpoint every 3.
-CONFIG = TrainConfig(
-    device="cpu",
-    precision="fp32",
-    answers_per_row=4,
-    accumulation=2,
-    epochs=4,
-    learning_rate=5e-3,
-    reduce_bucket_elements=100_000,
-    lora=LoraSettings(dropout=0.1),
-)
-
-
-def changed(**values: Any) -> TrainConfig:
-    return TrainConfig.model_validate(CONFIG.model_dump() | values)
 
 
 def runtime(**values: Any) -> Runtime:
@@ -190,10 +176,6 @@ class Cluster:
         ip("-n", self.names[1], "link", "set", "cable", state)
 
 
-def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
-
-
 def remove(name: str) -> None:
     """End what runs in a namespace, then the namespace with its end of the cable."""
     pids = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False).stdout.split()
@@ -231,16 +213,6 @@ def cluster() -> Iterator[Cluster]:
     finally:
         for name in names:
             remove(name)
-
-
-@pytest.fixture(scope="module")
-def snapshot(tmp_path_factory: pytest.TempPathFactory) -> ModelSnapshot:
-    return snapshot_of(save_gpt_oss(tmp_path_factory.mktemp("gpt-oss")))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> EncodedDataset:
-    return save_encoded(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

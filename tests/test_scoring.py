@@ -131,12 +131,14 @@ def test_greedy_names_the_candidate_that_the_model_was_made_to_write(model: Any,
 
 def test_equal_prompts_are_computed_once(model: Any, prompts: list[Prompt]) -> None:
     counts = []
-    score_prompts(
+    score_share(
         model,
         prompts,
         CANDIDATES,
         pad_id=0,
         rows_per_pass=2,
+        rank=0,
+        ranks=1,
         on_progress=lambda done, total: counts.append((done, total)),
     )
     assert counts[-1] == (len(prompts) - 1, len(prompts) - 1)

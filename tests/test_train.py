@@ -16,26 +16,27 @@ from gradelora.train.budget import PACE, Pace
 from gradelora.train.job import Job
 from gradelora.train.ledger import Ledger
 from tests.killing import VICTIMS, kill_chains
-from tests.test_train_tracking import curves
-from tests.tiny_data import save_encoded, snapshot_of
-from tests.tiny_models import save_gpt_oss, save_llama
-from tests.training import CONFIG, RUNTIME, SAVED_EVERY, STEPS, changed, history, progress, ranks_of, wait_for, when
+from tests.tiny_data import snapshot_of
+from tests.tiny_models import save_llama
+from tests.training import (
+    CONFIG,
+    RUNTIME,
+    SAVED_EVERY,
+    STEPS,
+    changed,
+    curves,
+    history,
+    progress,
+    ranks_of,
+    wait_for,
+    when,
+)
 
 pytestmark = pytest.mark.slow
 
 
 # What cannot change a result: here it does not.
 REPORTING = Runtime(threads=1, report_to=("tensorboard",), budget_hours=1000, evaluate_rows=1)
-
-
-@pytest.fixture(scope="module")
-def snapshot(tmp_path_factory: pytest.TempPathFactory) -> ModelSnapshot:
-    return snapshot_of(save_gpt_oss(tmp_path_factory.mktemp("gpt-oss")))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> EncodedDataset:
-    return save_encoded(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

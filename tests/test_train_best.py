@@ -13,7 +13,6 @@ from gradelora.train import train
 from gradelora.train.choice import Choice
 from gradelora.train.judge import quadratic_weighted_kappa
 from tests.tiny_data import save_encoded, snapshot_of
-from tests.tiny_models import save_gpt_oss
 from tests.training import RUNTIME, changed, history, progress, ranks_of, when
 
 # A learning rate that overshoots: the validation loss falls, and rises again before the end.
@@ -72,11 +71,6 @@ def test_best_without_validation_items_is_refused_before_anything_starts(tmp_pat
 def test_settings_that_cannot_choose_are_refused_with_the_remedy(values: dict[str, Any], remedy: str) -> None:
     with pytest.raises(ValueError, match=remedy):
         changed(**values)
-
-
-@pytest.fixture(scope="module")
-def snapshot(tmp_path_factory: pytest.TempPathFactory) -> ModelSnapshot:
-    return snapshot_of(save_gpt_oss(tmp_path_factory.mktemp("gpt-oss")))
 
 
 @pytest.fixture(scope="module")

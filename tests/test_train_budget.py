@@ -12,29 +12,9 @@ from gradelora.artifacts import EncodedDataset
 from gradelora.config import Runtime
 from gradelora.errors import BudgetReached
 from gradelora.train import train
-from gradelora.train.job import Job
 from gradelora.train.ledger import Ledger
 from tests.tiny_data import save_encoded, snapshot_of
-from tests.training import CONFIG
-
-
-def job(out: Path, data: EncodedDataset, **values: Any) -> Job:
-    facts: dict[str, Any] = {
-        "config": CONFIG,
-        "snapshot": out,
-        "repo_id": "a/b",
-        "commit": "c",
-        "data": data,
-        "out": out,
-        "dataloader_workers": 0,
-        "evaluate_rows": 4,
-        "budget_s": 100,
-        "spent_s": 0,
-        "started": time.monotonic(),
-        "report_to": (),
-        "launcher_pid": 1,
-    }
-    return Job.model_validate(facts | values)
+from tests.training import CONFIG, job
 
 
 @pytest.fixture
@@ -73,9 +53,9 @@ def test_the_smaller_of_two_budgets_holds_and_money_needs_a_price() -> None:
         Runtime(budget_cost=6)
 
 
-def after_a_step(budget: Any, step: int) -> tuple[bool, bool]:
-    """Whether the callback asks to stop, and to save, when `step` has ended."""
-    control = SimpleNamespace(should_save=False, should_training_stop=False)
+def after_a_step(budget: Any, step: int, *, evaluates: bool = False) -> tuple[bool, bool]:
+    """Whether the callback asks to stop, and to save, when `step` has ended; `evaluates`: its evaluation is due."""
+    control = SimpleNamespace(should_evaluate=evaluates, should_save=False, should_training_stop=False)
     budget.on_step_end(None, SimpleNamespace(global_step=step, max_steps=12, eval_steps=3), control)
     return control.should_training_stop, control.should_save
 
@@ -92,6 +72,18 @@ def test_training_stops_at_the_last_step_that_fits_with_its_seal_and_its_evaluat
     assert after_a_step(budget, 2) == (True, True), "step 3 evaluates, and 60 + 45 s are more than 100"
     assert "step 2 of 12 is sealed" in str(budget.reached)
     assert after_a_step(budget, 12) == (False, False)
+
+
+def test_the_evaluation_that_is_still_due_counts_before_another_step_begins(
+    tmp_path: Path, data: EncodedDataset
+) -> None:
+    from gradelora.train.budget import Budget, Pace
+
+    budget = Budget(job(tmp_path, data, spent_s=60), 100)
+    budget.pace = Pace(step=10, evaluation=25, seal=10)
+    budget.on_step_begin()
+    assert after_a_step(budget, 3) == (False, False)
+    assert after_a_step(budget, 3, evaluates=True) == (True, True), "60 + 25 s, and 20 for step 4"
 
 
 def test_the_pace_outlives_an_attempt_so_that_its_first_step_is_not_one_too_many(

@@ -10,10 +10,9 @@ from gradelora.artifacts import EncodedDataset, ModelSnapshot, sha256_file
 from gradelora.config import Runtime, TrainConfig
 from gradelora.errors import BadConfig
 from gradelora.train import conversion, seals, train
-from tests.test_train_budget import job
 from tests.tiny_data import save_encoded, snapshot_of
 from tests.tiny_models import save_gpt_oss
-from tests.training import RUNTIME, STEPS, changed, history
+from tests.training import RUNTIME, STEPS, changed, history, job
 
 # Without dropout the two numbers of processes differ in rounding alone.
 TWO: dict[str, Any] = {"lora": {"dropout": 0.0}, "learning_rate": 1e-3, "keep_checkpoints": 4}

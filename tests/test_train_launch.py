@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,24 +15,13 @@ from gradelora.train import train
 from gradelora.train.launching import command, environment
 from gradelora.train.zero import deepspeed_json
 from tests.tiny_data import save_encoded, snapshot_of
-
-CONFIG = TrainConfig(device="cpu", precision="fp32", answers_per_row=4, accumulation=2)
-RUNTIME = Runtime(threads=1)
-
-
-def changed(**values: Any) -> TrainConfig:
-    return TrainConfig.model_validate(CONFIG.model_dump() | values)
+from tests.training import CONFIG, RUNTIME, changed
 
 
 @pytest.fixture(scope="module")
 def snapshot(tmp_path_factory: pytest.TempPathFactory) -> ModelSnapshot:
     """Nothing here opens the model."""
     return snapshot_of(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> EncodedDataset:
-    return save_encoded(tmp_path_factory.mktemp("data"))
 
 
 def test_deepspeed_is_told_what_the_config_says() -> None:

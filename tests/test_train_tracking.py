@@ -10,22 +10,13 @@ from gradelora.config import Runtime
 from gradelora.errors import MissingTool
 from gradelora.train import train
 from gradelora.train.tracking import TRACKERS, Trackers
-from tests.test_train_budget import job
 from tests.tiny_data import save_encoded, snapshot_of
-from tests.training import CONFIG
+from tests.training import CONFIG, curves, job
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> EncodedDataset:
     return save_encoded(tmp_path_factory.mktemp("data"), questions=1, answers=2)
-
-
-def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder / "aside" / "tensorboard")).Reload()
-    return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
 
 
 def test_a_package_that_is_missing_is_named_before_anything_starts(

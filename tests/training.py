@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gradelora.artifacts import Adapter
+from gradelora.artifacts import Adapter, EncodedDataset
 from gradelora.config import LoraSettings, Runtime, TrainConfig
+from gradelora.train.job import Job
 
 RUNTIME = Runtime(threads=1)
 # 4 questions x 3 rows x 4 epochs in steps of 2 ranks x 2 rows: 12 steps, a checkpoint every 3.
@@ -37,6 +38,33 @@ def history(adapter: Adapter) -> list[dict[str, Any]]:
 def progress(out: Path) -> list[dict[str, float]]:
     path = out / "aside" / "progress.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def job(out: Path, data: EncodedDataset, **values: Any) -> Job:
+    facts: dict[str, Any] = {
+        "config": CONFIG,
+        "snapshot": out,
+        "repo_id": "a/b",
+        "commit": "c",
+        "data": data,
+        "out": out,
+        "dataloader_workers": 0,
+        "evaluate_rows": 4,
+        "budget_s": 100,
+        "spent_s": 0,
+        "started": time.monotonic(),
+        "report_to": (),
+        "launcher_pid": 1,
+    }
+    return Job.model_validate(facts | values)
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "aside" / "tensorboard")).Reload()
+    return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
 
 
 def ranks_of(out: Path) -> list[int]:

@@ -9,18 +9,17 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from gradelora import launch
 from gradelora.calibration import Calibration, Device, write_calibration
-from gradelora.config import RunConfig, Runtime
+from gradelora.config import RunConfig, Runtime, TrainConfig
 from gradelora.doctor import Finding
 from gradelora.doctor.disks import disk_rates, hashed_per_s
 from gradelora.doctor.judging import probe_findings, step_findings
 from gradelora.doctor.probe import Probed, ProbeRequest
 from gradelora.doctor.step import measure_step
 from gradelora.errors import ChildFailed, GradeloraError
-from gradelora.hardware import ROOFLINES, Roofline, machine_kind, this_machine
+from gradelora.hardware import Hardware, known_roofline, machine_kind, this_machine
 from gradelora.hub import HubClient
 from gradelora.preflight.disk import nearest_existing
 from gradelora.preflight.table import amount
@@ -37,31 +36,30 @@ LEAST_DISK, LEAST_NETWORK = 100e6, 30e6
 
 def measure(
     run: RunConfig | None, runtime: Runtime, root: Path, device: Device, on_finding: Callable[[Finding], None]
-) -> Calibration | None:
-    """Measure all, tell every finding as it is found, and keep the rates; None where nothing can be measured."""
+) -> None:
+    """Measure all, tell every finding as it is found, and keep the rates, where anything can be measured."""
     machine = this_machine()
     if device == "cuda" and machine.gpus == 0:
         remedy = "use --device cpu to measure this machine's cores, or look at `nvidia-smi`"
         on_finding(Finding(check="gpu", ok=False, found="no CUDA GPU on this machine", remedy=remedy))
-        return None
-    examination = Examination(run, runtime, root, device, machine.gpus if device == "cuda" else CPU_RANKS)
+        return
+    examination = Examination(run, runtime, root, device, machine)
     for finding in examination.findings():
         on_finding(finding)
     path = write_calibration(examination.calibration(), root)
     on_finding(Finding(check="calibration", ok=True, found=f"kept in {path}: plans on this kind of machine use it"))
-    return examination.calibration()
 
 
 class Examination:
     """One walk through all measurements; `rates` are fields of Calibration."""
 
-    def __init__(self, run: RunConfig | None, runtime: Runtime, root: Path, device: Device, ranks: int) -> None:
-        self.run, self.runtime, self.root, self.device, self.ranks = run, runtime, root, device, ranks
+    def __init__(self, run: RunConfig | None, runtime: Runtime, root: Path, device: Device, machine: Hardware) -> None:
+        self.run, self.runtime, self.root, self.device = run, runtime, root, device
+        self.ranks = machine.gpus if device == "cuda" else CPU_RANKS
         self.precision = run.train.precision if run else ("bf16" if device == "cuda" else "fp32")
         self.rates: dict[str, float | None] = {}
         self.started = time.monotonic()
-        known = [line for name, line in ROOFLINES.items() if name in this_machine().gpu]
-        self.sheet: Roofline | None = known[0] if known and device == "cuda" else None
+        self.sheet = known_roofline(machine.gpu) if device == "cuda" else None
 
     def findings(self) -> Iterator[Finding]:
         """In an order in which the cheap and telling ones come first."""
@@ -179,14 +177,8 @@ class Examination:
         from gradelora.train.launching import environment
 
         # With the threads of one rank among as many.
-        env = environment(_train(self.device, self.ranks), self.runtime)
+        env = environment(TrainConfig(device=self.device, processes=self.ranks), self.runtime)
         try:
             launch.run(launch.python(*arguments), log=folder / "log.txt", env=env, deadline_s=deadline_s)
         except ChildFailed as error:
             raise ChildFailed(str(error).replace(f"; log: {folder / 'log.txt'}", "")) from error
-
-
-def _train(device: Device, ranks: int) -> Any:
-    from gradelora.config import TrainConfig
-
-    return TrainConfig(device=device, processes=ranks)

@@ -64,9 +64,9 @@ def main(path: Path) -> int:
 
 def dtype_of(precision: Precision) -> Any:
     """As torch names it."""
-    import torch
+    from gradelora.model.load import DTYPES
 
-    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    return DTYPES[precision]
 
 
 def compare_layer(request: ProbeRequest) -> tuple[tuple[str, ...], int, float]:

@@ -17,11 +17,12 @@ from gradelora.errors import ChildFailed
 from gradelora.hardware import this_machine
 from gradelora.preflight.calibrated import training_operations, unpacking_s
 from gradelora.preflight.estimate import Job, Triple, estimates
+from gradelora.preflight.later import LOADING
 from gradelora.preflight.measured import progress_lines, trained
 from gradelora.preflight.modes import stages_of
 from gradelora.preflight.size import ModelSize, size_of
-from gradelora.preflight.workload import limits, read_items, workload_of
-from gradelora.rows import Items, plan_run
+from gradelora.preflight.workload import read_items, workload_of
+from gradelora.rows import Items, schedule_of
 
 STEPS = 11
 # Of each kind, short and long, as many steps must lie behind the first, which warms up.
@@ -61,7 +62,8 @@ def measure_step(
     data = save_answers(folder / "data", device, questions=STEPS * ranks)
     run = _configuration(folder, device, precision, ranks, data)
     size, work = size_of(base, run.train.lora), workload_of(run, None, data)
-    training, *later = stages_of(run, work, size, this_machine())
+    machine = this_machine()
+    training, *later = stages_of(run, work, size, machine)
     out = folder / "out"
     out.mkdir()
     started, runtime = time.monotonic(), Runtime(train_deadline_s=deadline_s)
@@ -69,8 +71,8 @@ def measure_step(
     ended = _ended(lambda: child.call(train, run.train, snapshot, data, out=out, runtime=runtime), out)
     seconds, found = time.monotonic() - started, trained(out)
     assert found is not None, "a training without progress has ended in an error"
-    loading = next(stage for stage in later if stage.mode == "loading")
-    job = Job(run, base, size, work, this_machine(), fetch_bytes=0, here=False)
+    loading = next(stage for stage in later if stage.mode == LOADING)
+    job = Job(run, base, size, work, machine, fetch_bytes=0, here=False)
     short_s, long_s, (short_row, long_row) = _kinds(run, data, out)
     rates = fitted(run, size, (short_s, long_s), (short_row, long_row), unpacked_per_s)
     return Stepped(
@@ -136,17 +138,7 @@ def _kinds(run: RunConfig, data: EncodedDataset, out: Path) -> tuple[float, floa
 
 def _longest_rows(run: RunConfig, items: Items, seed: int) -> list[int]:
     """Tokens of the longest row of each step: the ranks wait for it."""
-    train = run.train
-    schedule = plan_run(
-        items,
-        epochs=train.epochs,
-        max_steps=train.max_steps,
-        most=limits(train),
-        seed=seed,
-        ranks=train.processes,
-        accumulation=train.accumulation,
-        micro_rows=train.micro_batch_rows,
-    )
+    schedule = schedule_of(run.train.model_copy(update={"seed": seed}), items)
     return [max(items.row_tokens(row) for rank in step[0] for row in rank) for step in schedule.rows]
 
 

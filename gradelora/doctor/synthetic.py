@@ -1,16 +1,16 @@
 """A gpt-oss with random weights and answers of random tokens, written in a second: something to train on the spot."""
 
 import json
-import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from gradelora.artifacts import BaseModel, EncodedDataset, ModelSnapshot, SplitCounts, TensorInfo
+from gradelora.artifacts import SPLITS, BaseModel, EncodedDataset, ModelSnapshot, SplitCounts, TensorInfo
 from gradelora.calibration import Device
 from gradelora.encode.dataset import SCHEMA, SplitWriter
+from gradelora.merge.checkpoint import header_of
 from gradelora.preflight.known import UNRESOLVED, describe
 
 REPO_ID = "gradelora/synthetic-gpt-oss"
@@ -56,17 +56,10 @@ def save_model(folder: Path, device: Device) -> tuple[BaseModel, ModelSnapshot]:
     config = COMMON | SHAPES[device]
     base = describe(REPO_ID, config)
     folder.mkdir(parents=True)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for tensor in base.tensors:
-        end = offset + tensor.nbytes
-        header[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    header, _ = header_of([(tensor.name, tensor.dtype, tensor.shape) for tensor in base.tensors])
     random = np.random.default_rng(0)
     with (folder / "model.safetensors").open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
+        file.write(header)
         for tensor in base.tensors:
             file.write(_values(tensor, random))
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -93,7 +86,7 @@ def save_answers(folder: Path, device: Device, questions: int) -> EncodedDataset
     """`questions` questions of ANSWERS answers each, every fifth of them LONG, all in the train split."""
     random = np.random.default_rng(0)
     vocabulary = SHAPES[device]["vocab_size"]
-    writers = {split: SplitWriter(folder / split, split) for split in SplitCounts.model_fields}  # type: ignore[arg-type]
+    writers = {split: SplitWriter(folder / split, split) for split in SPLITS}
     rows: list[dict[str, Any]] = []
     for question in range(questions):
         prefix, answer = LONG if question % 5 == 0 else SHORT

@@ -9,7 +9,6 @@ from gradelora.evaluate.predictions import Prediction, named
 from gradelora.evaluate.sections import Learned, learn
 from gradelora.scoring.candidates import Candidates, Likelihoods, read_candidates
 from gradelora.scoring.held_out import HeldOut
-from gradelora.scoring.likelihood import score_share
 from gradelora.scoring.opinion import opinion
 
 PROGRESS_EVERY_S = 5.0
@@ -49,6 +48,9 @@ def ask_both(
     say: Callable[[str], None],
 ) -> list[Judged]:
     """One rank's share of `items`, by their place; `model` is a PeftModel, its base is asked with the adapter off."""
+    # The process that only merges the ranks' answers need not import torch.
+    from gradelora.scoring.likelihood import score_share
+
     candidates = read_candidates(data.path)
     prompts = [item.prompt for item in items]
 

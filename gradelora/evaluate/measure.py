@@ -11,7 +11,7 @@ from gradelora.evaluate.agreement import STATISTICS, Array
 from gradelora.evaluate.intervals import Resampled, difference_interval, figure, interval, undefined
 from gradelora.evaluate.items import Items
 from gradelora.evaluate.metrics import Agreement, Confusion, Gain, Slice
-from gradelora.evaluate.resampling import Codes, Units, numbered, resampled_by_question, resampled_sums
+from gradelora.evaluate.resampling import Codes, Units, numbered, resampled_by_question, resampled_sums, sums_by
 
 QUESTION_STATISTICS = ("mean_question_qwk", "within_question_qwk")
 # Where a figure can lie; -1 to 1 where it is not named.
@@ -54,8 +54,9 @@ def measure(name: str, items: Items, bootstrap: Bootstrap) -> Slice:
     everywhere = np.ones(len(items), dtype=bool)
     base = _measured(items, items.base, everywhere, units, bootstrap)
     adapter = _measured(items, items.adapter, everywhere, units, bootstrap)
-    ceiling = _measured(items, np.nan_to_num(items.rater2), double, units, bootstrap)
-    if not double.any():
+    if double.any():
+        ceiling = _measured(items, np.nan_to_num(items.rater2), double, units, bootstrap)
+    else:
         ceiling = _Measured({}, {}, dict.fromkeys((*STATISTICS, *QUESTION_STATISTICS), "no item has a second rating"))
     return Slice(
         name=name,
@@ -90,9 +91,8 @@ def _measured(items: Items, scored: Array, chosen: "np.ndarray", units: Units, b
     points = _points(items.human[chosen], scored[chosen], items.step[chosen])
     reasons = {n: _why(n, items.human[chosen]) for n, v in points.items() if np.isnan(v)}
     questions = numbered(items.questions)
-    by_question = np.zeros((int(questions.max()) + 1 if len(items) else 0, terms.shape[1]))
-    np.add.at(by_question, questions, terms)
-    points |= dict(zip(QUESTION_STATISTICS, (float(v) for v in _over_questions(by_question)), strict=True))
+    over_questions = _over_questions(sums_by(questions, terms))
+    points |= dict(zip(QUESTION_STATISTICS, map(float, over_questions), strict=True))
     for name in QUESTION_STATISTICS:
         if np.isnan(points[name]):
             reasons[name] = "undefined in every question" if chosen.any() else "no items"
@@ -128,12 +128,11 @@ def _over_questions(sums: Array) -> tuple[Array, Array]:
 
 def _resampled_questions(terms: Array, questions: Codes, codes: Codes, draw: Mapping[str, int]) -> tuple[Array, Array]:
     """The same two for every resample: [B], [B]."""
-    if codes is not questions and not np.array_equal(codes, questions):
+    if not np.array_equal(codes, questions):
         parts = [_over_questions(sums) for sums in resampled_by_question(terms, questions, codes, **draw)]
         return np.concatenate([mean for mean, _ in parts]), np.concatenate([within for _, within in parts])
     # Whole questions are drawn, so each keeps its own kappa and counts as often as it is drawn.
-    by_question = np.zeros((int(questions.max()) + 1, terms.shape[1]))
-    np.add.at(by_question, questions, terms)
+    by_question = sums_by(questions, terms)
     kappas = agreement.qwk(by_question)
     columns = [
         np.nan_to_num(kappas),

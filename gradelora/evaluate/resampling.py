@@ -77,15 +77,20 @@ def draws(count: int, *, resamples: int, seed: int) -> Iterator[Array]:
         yield np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count).astype(np.float64)
 
 
+def sums_by(codes: Codes, terms: Array) -> Array:
+    """Sums of `terms[N, C]` over the items of each code: [codes, C]."""
+    sums = np.zeros((int(codes.max()) + 1 if len(codes) else 0, terms.shape[1]))
+    np.add.at(sums, codes, terms)
+    return sums
+
+
 def resampled_sums(terms: Array, units: Codes, *, resamples: int, seed: int) -> Array:
     """Sums of `terms[N, C]` over items, units drawn with replacement: [B, C].
 
     `units[N]` numbers each item's unit from 0 without gaps.
     """
-    count = int(units.max()) + 1
-    by_unit = np.zeros((count, terms.shape[1]))
-    np.add.at(by_unit, units, terms)
-    return np.concatenate([weights @ by_unit for weights in draws(count, resamples=resamples, seed=seed)])
+    by_unit = sums_by(units, terms)
+    return np.concatenate([weights @ by_unit for weights in draws(len(by_unit), resamples=resamples, seed=seed)])
 
 
 def resampled_by_question(

@@ -5,7 +5,6 @@ predictions.jsonl already holds what base and adapter said, so one model is load
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from pydantic import ConfigDict
 from gradelora.artifacts import Agreed, EncodedDataset, EvalReport, Frozen, Split
 from gradelora.config import MergeStageConfig, Runtime
 from gradelora.errors import Damaged, MergeDiffers
+from gradelora.hardware import available_host_bytes
 from gradelora.model.load import load_base
 from gradelora.scoring.candidates import Likelihoods, read_candidates
 from gradelora.scoring.held_out import HeldOut, read_held_out
@@ -72,21 +72,19 @@ def chosen(predictions: Path, count: int) -> list[Told]:
 
 def _scored(
     items: Sequence[HeldOut], config: MergeStageConfig, data: EncodedDataset, out: Path, runtime: Runtime
-) -> list[tuple[int, Likelihoods]]:
-    """The place of the likeliest of each item's scores, and all likelihoods, by the model in `out`."""
+) -> list[Likelihoods]:
+    """Of each item's scores, by the model in `out`."""
     model = load_base(
         out, weights=config.weights, precision=config.precision, device=config.device, max_memory=room(config)
     )
     candidates = read_candidates(data.path)
-    found = score_prompts(
+    return score_prompts(
         model,
         [item.prompt for item in items],
         candidates,
         pad_id=data.pad_token_id,
         rows_per_pass=runtime.evaluate_rows,
     )
-    # Of equally likely scores the lowest, as in gradelora.scoring.opinion.
-    return [(one.log_probabilities.index(max(one.log_probabilities)), one) for one in found]
 
 
 def room(config: MergeStageConfig) -> dict[int | str, str] | None:
@@ -96,20 +94,21 @@ def room(config: MergeStageConfig) -> dict[int | str, str] | None:
     if config.device == "cpu" or config.weights == "packed":
         return None
     free = {i: torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())}
-    host = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return {place: f"{int(SHARE_OF_FREE * size / 1e6)}MB" for place, size in (free | {"cpu": host}).items()}
+    whole = free | {"cpu": available_host_bytes()}
+    return {place: f"{int(SHARE_OF_FREE * size / 1e6)}MB" for place, size in whole.items()}
 
 
-def compare(told: Sequence[Told], found: Sequence[tuple[int, Likelihoods]], max_shift: float) -> Agreed:
+def compare(told: Sequence[Told], found: Sequence[Likelihoods], max_shift: float) -> Agreed:
     """Scores, and the log-probability of the score that base + adapter gives to each item.
 
-    `found` holds the place of the merged model's score among the item's, and all likelihoods.
+    `found` is what the merged model says of the same items.
     """
     differences, effects, margins = [], [], []
-    for one, (place, likelihoods) in zip(told, found, strict=True):
-        logs = one.adapter_log_probabilities
-        best = max(range(len(logs)), key=logs.__getitem__)
-        differences.append(abs(likelihoods.log_probabilities[best] - logs[best]))
+    for one, likelihoods in zip(told, found, strict=True):
+        logs, merged = one.adapter_log_probabilities, likelihoods.log_probabilities
+        # Of equally likely scores the lowest, as in gradelora.scoring.opinion.
+        best, place = logs.index(max(logs)), merged.index(max(merged))
+        differences.append(abs(merged[best] - logs[best]))
         effects.append(abs(one.base_log_probabilities[best] - logs[best]))
         if place != best:
             margins.append(logs[best] - logs[place])

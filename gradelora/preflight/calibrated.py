@@ -12,6 +12,8 @@ from gradelora.preflight.workload import Workload
 
 # Rates of a small model are carried over to another, so much either way.
 SPREAD = 1.8
+# gradelora.scoring.branches: tokens of a pass for each row allowed.
+TOKENS_PER_ROW = 2048
 
 
 def interval(seconds: float) -> tuple[float, float, float]:
@@ -19,9 +21,14 @@ def interval(seconds: float) -> tuple[float, float, float]:
     return seconds / SPREAD, seconds, seconds * SPREAD
 
 
+def training_passes(train: TrainConfig) -> int:
+    """Forward and backward, and forward once more where activations are not kept."""
+    return 3 if train.gradient_checkpointing else 2
+
+
 def training_operations(train: TrainConfig, size: ModelSize, row_tokens: int, tokens: int) -> float:
     """Of one rank: 2 an active weight, token and pass, and the scores of attention, quadratic in a row."""
-    passes = 3 if train.gradient_checkpointing else 2
+    passes = training_passes(train)
     weights = passes * 2 * size.active_parameters * tokens
     scores = passes * 2 * 2 * size.layers * size.heads * size.head_dim * row_tokens * tokens
     return (weights + scores) / train.processes
@@ -33,15 +40,18 @@ def training_s(rates: Calibration, train: TrainConfig, size: ModelSize, work: Wo
         return None
     if not rates.step_operations_per_s or rates.layer_s is None or rates.starting_s is None:
         return None
+    # A CPU's cores are shared by as many ranks as were measured; a GPU works for one.
+    slower = train.processes / rates.ranks if train.device == "cpu" else 1.0
+    operations = training_operations(train, size, work.row_tokens, work.train_tokens)
     seconds = rates.starting_s + work.micro_steps * size.layers * rates.layer_s
-    seconds += training_operations(train, size, work.row_tokens, work.train_tokens) / rates.step_operations_per_s
+    seconds += slower * operations / rates.step_operations_per_s
     if rates.cache_read_per_s:
         seconds += size.disk_bytes / rates.cache_read_per_s
     if train.weights == "packed" and rates.unpacked_per_s:
-        seconds += work.micro_steps * unpacking_s(rates.unpacked_per_s, train, size)
+        seconds += slower * work.micro_steps * unpacking_s(rates.unpacked_per_s, train, size)
     if train.parallel == "zero3" and rates.all_reduce_bytes_per_s:
-        passes, width = 3 if train.gradient_checkpointing else 2, 2 if train.precision == "bf16" else 4
-        seconds += work.micro_steps * passes * width * size.parameters / rates.all_reduce_bytes_per_s
+        width = 2 if train.precision == "bf16" else 4
+        seconds += work.micro_steps * training_passes(train) * width * size.parameters / rates.all_reduce_bytes_per_s
     return seconds
 
 
@@ -54,6 +64,11 @@ def unpacking_s(unpacked_per_s: float, train: TrainConfig, size: ModelSize) -> f
 def evaluating(run: RunConfig, hardware: Hardware) -> int:
     """Processes that evaluate side by side."""
     return run.runtime.evaluate_processes or (max(1, hardware.gpus) if run.evaluate.device == "cuda" else 1)
+
+
+def evaluation_passes(run: RunConfig, tokens: int) -> int:
+    """Forward passes of base and adapter over so many tokens, in rows as scoring forms them."""
+    return 2 * max(1, tokens // (TOKENS_PER_ROW * run.runtime.evaluate_rows))
 
 
 def evaluation_s(
@@ -71,8 +86,7 @@ def evaluation_s(
     if rates.cache_read_per_s:
         seconds += size.disk_bytes / rates.cache_read_per_s
     if evaluate.weights == "packed" and rates.unpacked_per_s:
-        passes = 2 * max(1, tokens // (2048 * run.runtime.evaluate_rows))
-        seconds += passes * size.expert_parameters / (rates.unpacked_per_s * sharing)
+        seconds += evaluation_passes(run, tokens) * size.expert_parameters / (rates.unpacked_per_s * sharing)
     return seconds
 
 

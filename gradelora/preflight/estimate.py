@@ -10,7 +10,7 @@ from typing import NamedTuple
 from gradelora.artifacts import BaseModel
 from gradelora.calibration import Calibration, read_calibration
 from gradelora.config import RunConfig
-from gradelora.hardware import ROOFLINES, Hardware, Roofline
+from gradelora.hardware import ROOFLINES, Hardware, Roofline, known_roofline
 from gradelora.preflight import calibrated
 from gradelora.preflight.known import SMALL_FILES_BYTES
 from gradelora.preflight.size import ModelSize
@@ -115,7 +115,7 @@ def _rough(job: Job) -> dict[str, Estimate]:
 def _training(job: Job, tokens: int, micro_steps: int) -> Estimate:
     """Forward 2 operations an active weight and token, backward as many again: frozen weights have no gradient."""
     train, size = job.run.train, job.size
-    passes = 3 if train.gradient_checkpointing else 2
+    passes = calibrated.training_passes(train)
     operations = calibrated.training_operations(train, size, job.work.row_tokens, tokens)
     load = _rates(size.disk_bytes, LOADED)
     if train.device == "cpu":
@@ -138,7 +138,7 @@ def _evaluation(job: Job, tokens: int) -> Estimate:
     if evaluate.device == "cpu":
         return Estimate(_sum(load, _reached(operations, CPU_OPERATIONS, job.hardware.cores)), _cores())
     line, processes = roofline(job.hardware), calibrated.evaluating(job.run, job.hardware)
-    passes = 2 * max(1, tokens // (2048 * job.run.runtime.evaluate_rows))
+    passes = calibrated.evaluation_passes(job.run, tokens)
     moved = passes * 8 * size.expert_parameters if evaluate.weights == "packed" else 0
     computing = _reached(operations / processes, REACHED, line.operations)
     moving = _reached(moved / processes, REACHED, line.memory_bytes)
@@ -147,8 +147,7 @@ def _evaluation(job: Job, tokens: int) -> Estimate:
 
 def roofline(hardware: Hardware) -> Roofline:
     """Of this GPU by its name; the slowest known where the name is not."""
-    known = [line for name, line in ROOFLINES.items() if name in hardware.gpu]
-    return known[0] if known else ROOFLINES["A100"]
+    return known_roofline(hardware.gpu) or ROOFLINES["A100"]
 
 
 def _part(hardware: Hardware) -> str:

@@ -5,7 +5,7 @@ A run that trains and then cannot be evaluated is as lost as one that cannot tra
 
 from gradelora.config import RunConfig, Runtime, TrainConfig
 from gradelora.hardware import Hardware
-from gradelora.preflight.calibrated import evaluating
+from gradelora.preflight.calibrated import TOKENS_PER_ROW, evaluating
 from gradelora.preflight.memory import (
     CONTEXT_BYTES,
     CPU_HEAP,
@@ -23,11 +23,11 @@ from gradelora.preflight.memory import (
 from gradelora.preflight.size import ModelSize
 from gradelora.preflight.workload import CANDIDATE_TOKENS, Workload
 
-EVALUATION = "evaluation"
+EVALUATION, LOADING, JUDGING = "evaluation", "loading", "scoring between steps"
 # A process that uses a GPU: torch's libraries and pinned buffers in the host's memory.
 HOST_CONTEXT_BYTES = 5_000_000_000
-# gradelora.scoring.branches: answers of a pass for each row allowed, and their tokens.
-ANSWERS_PER_ROW, TOKENS_PER_ROW = 8, 2048
+# gradelora.scoring.branches: answers of a pass for each row allowed.
+ANSWERS_PER_ROW = 8
 # torch alone, without transformers and deepspeed: measured by bench/bench_merge.py.
 MERGE_CONTEXT_BYTES = 300_000_000
 
@@ -59,7 +59,7 @@ def plan_loading(train: TrainConfig, size: ModelSize, hardware: Hardware) -> Mem
         Need(what="mapped files", bytes=0 if on_gpu or train.weights == "packed" else size.disk_bytes),
         Need(what="context", bytes=context_bytes(train)),
     ]
-    return on_device("loading", needs, train, hardware)
+    return on_device(LOADING, needs, train, hardware)
 
 
 def plan_host(run: RunConfig, size: ModelSize, hardware: Hardware) -> MemoryPlan:
@@ -139,7 +139,7 @@ def plan_judging(run: RunConfig, work: Workload, size: ModelSize, hardware: Hard
         Need(what="logits", bytes=(width + 4) * positions * size.vocabulary),
         Need(what="context", bytes=context_bytes(train)),
     ]
-    return on_device("scoring between steps", needs, train, hardware)
+    return on_device(JUDGING, needs, train, hardware)
 
 
 def _pass_sizes(runtime: Runtime, work: Workload, size: ModelSize, width: int) -> tuple[int, int, int]:

@@ -52,7 +52,7 @@ def stages_of(run: RunConfig, work: Workload, size: ModelSize, hardware: Hardwar
 
 def _on_each(plan: MemoryPlan, run: RunConfig, nodes: int) -> MemoryPlan:
     """Ranks that share a host's memory are those of one of several nodes."""
-    if plan.processes_per_device != run.train.processes:
+    if plan.mode == EVALUATION or plan.processes_per_device != run.train.processes:
         return plan
     return plan.model_copy(update={"processes_per_device": processes_on_each(run.train, nodes)})
 

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from gradelora.artifacts import DataFiles, EncodedDataset, Frozen
-from gradelora.config import RunConfig, TrainConfig
-from gradelora.rows import Items, RowLimits, plan_run
+from gradelora.config import RunConfig
+from gradelora.rows import Items, schedule_of
 
 # A field of every item and of nothing else; within a text its quotes would be escaped.
 ANSWER = re.compile(rb'(?<!\\)"answer"\s*:')
@@ -60,16 +60,7 @@ def workload_of(run: RunConfig, data: DataFiles | None, encoded: EncodedDataset 
 def _measured(run: RunConfig, encoded: EncodedDataset, data: DataFiles | None) -> Workload:
     items = read_items(encoded.path / "train")
     train = run.train
-    schedule = plan_run(
-        items,
-        epochs=train.epochs,
-        max_steps=train.max_steps,
-        most=limits(train),
-        seed=train.seed,
-        ranks=train.processes,
-        accumulation=train.accumulation,
-        micro_rows=train.micro_batch_rows,
-    )
+    schedule = schedule_of(train, items)
     rows = sorted({row for step in schedule.rows for micro in step for rank in micro for row in rank})
     held_out = [s for s in run.evaluate.splits if getattr(encoded.splits, s)]
     judged = [read_items(encoded.path / split) for split in held_out]
@@ -88,11 +79,6 @@ def _measured(run: RunConfig, encoded: EncodedDataset, data: DataFiles | None) -
         train_tokens=sum(schedule.tokens(items, step) for step in range(schedule.steps)),
         held_out_tokens=sum(_scored_tokens(j) for j in judged),
     )
-
-
-def limits(train: TrainConfig) -> RowLimits:
-    """What bounds a row of training."""
-    return RowLimits(answers=train.answers_per_row, tokens=train.tokens_per_row)
 
 
 def _scored_tokens(items: Items) -> int:

@@ -7,8 +7,8 @@ from gradelora.artifacts import Adapter, Frozen
 from gradelora.preflight import Plan
 from gradelora.preflight.clock import cost, total
 from gradelora.preflight.disk import REPORT_BYTES
-from gradelora.preflight.later import EVALUATION
-from gradelora.preflight.measured import trained
+from gradelora.preflight.later import EVALUATION, JUDGING, LOADING
+from gradelora.preflight.measured import Trained, trained
 from gradelora.preflight.memory import MemoryPlan
 from gradelora.report.stages import StageRow
 from gradelora.store import Obtained
@@ -18,6 +18,7 @@ Kind = Literal["memory", "disk", "work", "time"]
 NEAR = 0.2
 # Of the parts of the disk: with what lies aside.
 BOUNDS = frozenset({"records and encoded data"})
+FETCHED = "weights still to fetch"
 
 
 class Compared(Frozen):
@@ -69,20 +70,21 @@ def compare(plan: Plan, done: Sequence[Obtained[Any]], rows: Sequence[StageRow])
     """Plan beside receipts, progress and files; `rows` are those of `done`."""
     stages = {row.stage: row for row in rows}
     artifacts = {obtained.label: obtained.artifact for obtained in done}
+    found = trained(artifacts["train"].path) if "train" in artifacts else None
     figures = [
-        *_memory(plan, stages, artifacts),
-        *_work(plan, stages, artifacts),
+        *_memory(plan, stages, found),
+        *_work(plan, stages, artifacts, found),
         *_disk(plan, stages, artifacts),
         *_times(plan, rows),
     ]
     return Comparison(figures=tuple(figures), surprises=tuple(_surprises(plan, rows)))
 
 
-def _memory(plan: Plan, stages: dict[str, StageRow], artifacts: dict[str, Any]) -> Iterator[Compared]:
+def _memory(plan: Plan, stages: dict[str, StageRow], found: Trained | None) -> Iterator[Compared]:
     """The peak of one process, on the device that the plan counted it for."""
     later = {stage.mode: stage for stage in plan.later}
-    found = trained(artifacts["train"].path) if "train" in artifacts else None
-    training = [plan.memory, *(later[mode] for mode in ("loading",) if mode in later)]
+    # All of these are moments of the processes that train.
+    training = [plan.memory, *(later[mode] for mode in (LOADING, JUDGING) if mode in later)]
     peaks = {"train": found.peak_bytes if found else 0}
     for name, planned in (
         ("train", training),
@@ -110,11 +112,13 @@ def _those(later: dict[str, MemoryPlan], mode: str) -> list[MemoryPlan]:
     return [later[mode]] if mode in later else []
 
 
-def _work(plan: Plan, stages: dict[str, StageRow], artifacts: dict[str, Any]) -> Iterator[Compared]:
+def _work(
+    plan: Plan, stages: dict[str, StageRow], artifacts: dict[str, Any], found: Trained | None
+) -> Iterator[Compared]:
     adapter, work = artifacts.get("train"), plan.work
     if not isinstance(adapter, Adapter) or work is None or work.steps is None or work.train_tokens is None:
         return
-    found, cached = trained(adapter.path), stages["train"].cached
+    cached = stages["train"].cached
     same: dict[str, Any] = {"kind": "work", "stage": "train", "cached": cached, **_bounded(plan)}
     say: Callable[[str, int, float], Compared] = lambda figure, planned, measured: Compared(  # noqa: E731
         figure=figure, planned=planned, measured=measured, **same
@@ -138,7 +142,7 @@ def _disk(plan: Plan, stages: dict[str, StageRow], artifacts: dict[str, Any]) ->
     # The page itself is not written yet.
     planned["predictions and report"] = planned.get("predictions and report", 0) - REPORT_BYTES
     parts = {
-        "weights still to fetch": ("fetch everything",),
+        FETCHED: ("fetch everything",),
         "records and encoded data": ("validate", "encode"),
         "adapter": ("train",),
         "predictions and report": ("evaluate",),
@@ -146,6 +150,9 @@ def _disk(plan: Plan, stages: dict[str, StageRow], artifacts: dict[str, Any]) ->
     }
     for what, names in parts.items():
         if not all(name in artifacts for name in names) or planned.get(what, 0) <= 0:
+            continue
+        if what == FETCHED and planned[what] < plan.size.disk_bytes:
+            # Only a part was missing, and a snapshot does not tell which.
             continue
         yield Compared(
             kind="disk",

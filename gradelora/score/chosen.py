@@ -45,12 +45,11 @@ def choose(run: RunConfig, folder: Path | None) -> Chosen:
 
     Raises BadConfig where there is no champion or no adapter of this base, Damaged where its files are.
     """
-    root = Store(run.store.root).root
     if folder is not None:
         adapter, data_digest = _named(folder, run)
         return _chosen(run, adapter, data_digest, f"the adapter in {folder}")
     with champion_shared(run.store, run.name):
-        champion = champion_of(root, run.name)
+        champion = champion_of(Store(run.store.root).root, run.name)
     if champion is None:
         raise BadConfig(f"{run.name} has no champion; run its finetune deployment, or name an adapter's folder")
     if not champion.adapter.path.is_dir():

@@ -45,23 +45,13 @@ def score_prompts(
     *,
     pad_id: int,
     rows_per_pass: int,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Likelihoods]:
     """The likelihoods of every prompt's candidates, in the order of `prompts`.
 
     Prompts with the same ids are computed once.  `rows_per_pass` bounds memory and changes no
-    decision.  `on_progress(done, total)` counts different prompts.
+    decision.
     """
-    found = score_share(
-        model,
-        prompts,
-        candidates,
-        pad_id=pad_id,
-        rows_per_pass=rows_per_pass,
-        rank=0,
-        ranks=1,
-        on_progress=on_progress,
-    )
+    found = score_share(model, prompts, candidates, pad_id=pad_id, rows_per_pass=rows_per_pass, rank=0, ranks=1)
     return [found[i] for i in range(len(prompts))]
 
 
@@ -80,6 +70,7 @@ def score_share(
 
     Passes are formed from all prompts before they are shared out, so each computes the same
     numbers whoever runs it.
+    `on_progress(done, total)` counts different prompts.
     """
     unique = sorted({(p.question_key, p.ids, p.prefix_length) for p in prompts})
     index = {key: i for i, key in enumerate(unique)}

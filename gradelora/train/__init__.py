@@ -10,7 +10,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -61,22 +61,36 @@ def train(
     aside = out / ASIDE
     for stale in (aside / RESULT, aside / FAILURE):
         stale.unlink(missing_ok=True)
-    _run_ranks(config, snapshot, data, out, runtime, place)
+    _run_ranks(config, snapshot, data, out, runtime, place, print)
     result = Result.model_validate_json((aside / RESULT).read_text())
     shutil.rmtree(out / FOLDER, ignore_errors=True)
     return Adapter.collect(out, repo_id=snapshot.repo_id, commit=snapshot.commit, **result.model_dump())
 
 
-def join(config: TrainConfig, snapshot: ModelSnapshot, data: EncodedDataset, *, out: Path, runtime: Runtime) -> None:
+def join(
+    config: TrainConfig,
+    snapshot: ModelSnapshot,
+    data: EncodedDataset,
+    *,
+    out: Path,
+    runtime: Runtime,
+    on_line: Callable[[str], None],
+) -> None:
     """Train as another node than the first, in the folder `out` that node 0 fills; it alone makes the adapter.
 
-    Raises as `train` does.
+    `on_line` gets what this node's ranks print.  Raises as `train` does.
     """
-    _run_ranks(config, snapshot, data, out, runtime, Place.of(runtime))
+    _run_ranks(config, snapshot, data, out, runtime, Place.of(runtime), on_line)
 
 
 def _run_ranks(
-    config: TrainConfig, snapshot: ModelSnapshot, data: EncodedDataset, out: Path, runtime: Runtime, place: Place
+    config: TrainConfig,
+    snapshot: ModelSnapshot,
+    data: EncodedDataset,
+    out: Path,
+    runtime: Runtime,
+    place: Place,
+    on_line: Callable[[str], None],
 ) -> None:
     """Start this node's ranks and wait for them."""
     _check(config, data, place)
@@ -106,12 +120,13 @@ def _run_ranks(
         nodes=place.nodes,
         collective_timeout_s=runtime.collective_timeout_s,
     )
-    if not place.rank:
-        conversion.start(job, runtime.start_checkpoint, environment(config, runtime, place))
     request = aside / f"job{_suffix(place)}.json"
     request.write_text(job.model_dump_json())
+    env = environment(config, runtime, place)
     with _cancellable(), contextlib.nullcontext() if place.rank else ledger.running():
-        _launch(config, runtime, request, aside, place)
+        if not place.rank:
+            conversion.start(job, runtime.start_checkpoint, env)
+        _launch(config, runtime, request, aside, place, env, on_line)
 
 
 def _suffix(place: Place) -> str:
@@ -150,15 +165,23 @@ def _check(config: TrainConfig, data: EncodedDataset, place: Place) -> None:
             )
 
 
-def _launch(config: TrainConfig, runtime: Runtime, request: Path, aside: Path, place: Place) -> None:
+def _launch(
+    config: TrainConfig,
+    runtime: Runtime,
+    request: Path,
+    aside: Path,
+    place: Place,
+    env: dict[str, str],
+    on_line: Callable[[str], None],
+) -> None:
     kills = kernel_kills()
     try:
         launch.run(
             command(config, request, place, runtime.node_timeout_s),
             log=aside / f"ranks{_suffix(place)}.log",
-            env=environment(config, runtime, place),
+            env=env,
             deadline_s=runtime.train_deadline_s,
-            on_line=print,
+            on_line=on_line,
         )
     except ChildFailed as error:
         if (aside / FAILURE).exists():

@@ -8,6 +8,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from gradelora.artifacts import ASIDE, Frozen
+from gradelora.child import write_whole
 from gradelora.errors import BudgetReached
 from gradelora.train.job import Job
 
@@ -59,20 +60,22 @@ class Budget(TrainerCallback):
         self.took("step", time.monotonic() - self._began)
         if state.global_step >= state.max_steps:
             return
-        self.reached = self._verdict(state)
+        # This step's own evaluation and seal come after this call.
+        due_s = (self.pace.evaluation if control.should_evaluate else 0.0) + (
+            self.pace.seal if control.should_save else 0.0
+        )
+        self.reached = self._verdict(state, due_s)
         if self.reached:
             control.should_save = control.should_training_stop = True
 
     def on_save(self, _args: TrainingArguments, state: TrainerState, *_: object, **__: object) -> None:
         """Keep the pace for the next attempt, which must know it before its first step."""
         if state.is_world_process_zero:
-            part = self.path.with_suffix(".part")
-            part.write_text(self.pace.model_dump_json())
-            part.replace(self.path)
+            write_whole(self.path, self.pace.model_dump_json())
 
-    def _verdict(self, state: TrainerState) -> str | None:
-        """Rank 0's, told to all: why not even one more step fits, or None."""
-        spent_s = self.spent_s + time.monotonic() - self.started
+    def _verdict(self, state: TrainerState, due_s: float = 0.0) -> str | None:
+        """Rank 0's, told to all: why not even one more step fits after `due_s` seconds, or None."""
+        spent_s = self.spent_s + time.monotonic() - self.started + due_s
         upcoming = state.global_step + 1
         evaluates = bool(state.eval_steps) and (upcoming % int(state.eval_steps) == 0 or upcoming == state.max_steps)
         next_s = self.pace.next_s(evaluates=evaluates)

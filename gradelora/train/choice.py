@@ -16,10 +16,9 @@ FIGURES = {"validation_loss": ("eval_loss", -1.0), "validation_qwk": ("eval_qwk"
 
 @dataclass(frozen=True)
 class Standing:
-    """The best evaluation so far: its step and figure, how many there were, how many came after it."""
+    """The best evaluation so far: its step, how many there were, how many came after it."""
 
     step: int
-    figure: float
     evaluations: int
     since: int
 
@@ -46,7 +45,7 @@ class Choice:
             return None
         worth = [-math.inf if math.isnan(figure) else sign * figure for _, figure in found]
         at = worth.index(max(worth))
-        return Standing(found[at][0], found[at][1], len(found), len(found) - 1 - at)
+        return Standing(found[at][0], len(found), len(found) - 1 - at)
 
     def exhausted(self, log: Sequence[Mapping[str, Any]]) -> bool:
         """Whether so many evaluations came after the best one that training ends."""

@@ -6,7 +6,6 @@ own hash stands in `train.start_from`, takes part in the key, and history.json s
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -28,6 +27,7 @@ FREE = {
     "gradient_checkpointing",
     "expert_chunk",
     "reduce_bucket_elements",
+    "gathered_elements",
     "save_every",
     "keep_checkpoints",
 }
@@ -59,7 +59,7 @@ def start(job: Job, checkpoint: Path | None, env: dict[str, str]) -> None:
     launch.run(
         launch.python("-m", "deepspeed.checkpoint.ds_to_universal", *folders, "--inject_missing_state"),
         log=job.out / ASIDE / "conversion.log",
-        env={**os.environ, **env},
+        env=env,
     )
     seals.seal(
         folder,

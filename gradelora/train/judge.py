@@ -10,14 +10,15 @@ from gradelora.artifacts import EncodedDataset
 from gradelora.errors import BadData
 from gradelora.scoring.candidates import Candidates, read_candidates
 from gradelora.scoring.held_out import HeldOut, read_held_out
-from gradelora.scoring.likelihood import score_prompts
+from gradelora.scoring.likelihood import score_share
+from gradelora.scoring.opinion import opinion
 
 DIGITS = 6
 
 
 @dataclass(frozen=True)
 class Judge:
-    """The validation items; each rank scores its own questions, every rank is told the result."""
+    """The validation items; each rank scores its share, every rank is told the result."""
 
     items: tuple[HeldOut, ...]
     candidates: Mapping[str, Candidates]
@@ -37,19 +38,17 @@ class Judge:
 
     def qwk(self, model: Any, *, rank: int, ranks: int) -> float:
         """QWK of the likeliest scores, in points over all questions.  All ranks must call."""
-        questions = sorted({item.question_key for item in self.items})[rank::ranks]
-        mine = [item for item in self.items if item.question_key in set(questions)]
-        likelihoods = score_prompts(
+        found = score_share(
             model,
-            [item.prompt for item in mine],
+            [item.prompt for item in self.items],
             self.candidates,
             pad_id=self.pad_id,
             rows_per_pass=self.rows_per_pass,
+            rank=rank,
+            ranks=ranks,
         )
-        pairs = []
-        for item, found in zip(mine, likelihoods, strict=True):
-            logs = found.log_probabilities
-            pairs.append((item.score, self.candidates[item.question_key].scores[logs.index(max(logs))]))
+        mine = [(self.items[place], likelihoods) for place, likelihoods in sorted(found.items())]
+        pairs = [(item.score, opinion(self.candidates[item.question_key], said).score) for item, said in mine]
         return quadratic_weighted_kappa([pair for part in _gathered(pairs) for pair in part])
 
 

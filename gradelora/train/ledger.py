@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gradelora.artifacts import ASIDE, Frozen
+from gradelora.child import write_whole
 
 FOLDER = "time"
 EVERY_S = 2.0
@@ -40,9 +41,7 @@ class Ledger:
         started, ended = time.monotonic(), threading.Event()
 
         def write() -> None:
-            part = path.with_suffix(".part")
-            part.write_text(Attempt(seconds=round(time.monotonic() - started, 3)).model_dump_json())
-            part.replace(path)
+            write_whole(path, Attempt(seconds=round(time.monotonic() - started, 3)).model_dump_json())
 
         def tick() -> None:
             while not ended.wait(EVERY_S):

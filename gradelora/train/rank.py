@@ -85,20 +85,23 @@ def run(job: Job) -> None:
     from gradelora.train.setup import load_model, plans, training_arguments
 
     plan = plans(job)
+    # Before the base is loaded: a fault of the data is told at once.
+    judge = judge_of(job)
     resume = newest_checkpoint(job)
     arguments = training_arguments(job, plan.schedule.steps, resume)
     base = load_model(job)
     set_seed(job.config.seed)
     model = attach(base, job.config.lora)
     counts = parameter_counts(model)
-    trainer = build_trainer(job, model, arguments, plan)
+    trainer = build_trainer(job, model, arguments, plan, judge, counts[0])
     # Each rank its own dropout; the adapter's first values were the same on all.
     torch.manual_seed(job.config.seed * 1000 + arguments.process_index)
     if resume:
         trainer.restore(resume)
     if not trainer.choice.exhausted(trainer.state.log_history):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    if trainer.budget and trainer.budget.reached:
+    over = trainer.choice.exhausted(trainer.state.log_history)
+    if trainer.budget and trainer.budget.reached and not over:
         raise BudgetReached(trainer.budget.reached)
     finish(job, trainer, counts)
     if distributed:
@@ -135,21 +138,26 @@ def init_distributed(job: Job) -> None:
         meet(job)
 
 
-def build_trainer(job: Job, model: Any, arguments: Any, plan: Any) -> Any:
+def judge_of(job: Job) -> Any:
+    """Who scores the validation split, where `train.best` asks for it.  Raises BadData."""
+    from gradelora.train.judge import Judge
+
+    return Judge.read(job.data, job.evaluate_rows) if job.config.best == "validation_qwk" else None
+
+
+def build_trainer(job: Job, model: Any, arguments: Any, plan: Any, judge: Any, trainable: int) -> Any:
     """The trainer with its rows; the first batch is proved before anything is learned from it."""
-    from gradelora.model.adapter import parameter_counts
     from gradelora.model.tree import Masking
     from gradelora.train.budget import Budget
     from gradelora.train.choice import Choice
     from gradelora.train.collate import RowCollator, prove
-    from gradelora.train.judge import Judge
     from gradelora.train.progress import Progress
     from gradelora.train.setup import fit_buckets, prepare_checkpointing
     from gradelora.train.tracking import Trackers
     from gradelora.train.trainer import RowTrainer
 
     rank = arguments.process_index
-    fit_buckets(arguments, job.config, parameter_counts(model)[0])
+    fit_buckets(arguments, job.config, trainable)
     prepare_checkpointing(model, job.config)
     masking = Masking.of(model)
     collator = RowCollator(plan.items, job.data.pad_token_id, masking)
@@ -169,7 +177,7 @@ def build_trainer(job: Job, model: Any, arguments: Any, plan: Any) -> Any:
         keep=job.config.keep_checkpoints,
         origin=job.origin,
         choice=Choice(job.config.best, job.config.patience),
-        judge=Judge.read(job.data, job.evaluate_rows) if job.config.best == "validation_qwk" else None,
+        judge=judge,
         budget=None if job.budget_s is None else Budget(job, job.budget_s),
     )
 

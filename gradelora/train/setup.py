@@ -8,7 +8,7 @@ from typing import Any
 
 from gradelora.config import TrainConfig
 from gradelora.model.load import load_base
-from gradelora.rows import Items, RowLimits, Schedule, plan_run, rows_of, schedule
+from gradelora.rows import Items, Schedule, limits, rows_of, schedule, schedule_of
 from gradelora.train import seals
 from gradelora.train.job import Job
 from gradelora.train.zero import deepspeed_json
@@ -31,20 +31,9 @@ def plans(job: Job) -> Plans:
     """The whole run's rows and those of one validation; both depend on the job alone."""
     config = job.config
     items, held_out = Items.read(job.data.path / "train"), Items.read(job.data.path / "validation")
-    most = RowLimits(config.answers_per_row, config.tokens_per_row)
-    run = plan_run(
-        items,
-        epochs=config.epochs,
-        max_steps=config.max_steps,
-        most=most,
-        seed=config.seed,
-        ranks=config.processes,
-        accumulation=config.accumulation,
-        micro_rows=config.micro_batch_rows,
-    )
-    rows = rows_of(held_out, held_out.by_question(), most)
+    rows = rows_of(held_out, held_out.by_question(), limits(config))
     validation = schedule(rows, held_out, ranks=config.processes, accumulation=1, micro_rows=config.micro_batch_rows)
-    return Plans(items=items, schedule=run, validation_items=held_out, validation=validation)
+    return Plans(items=items, schedule=schedule_of(config, items), validation_items=held_out, validation=validation)
 
 
 def interval(share: float, steps: int) -> int:

@@ -48,8 +48,25 @@ class TensorBoard:
         self.writer.close()
 
 
-class WeightsAndBiases:
-    """The run whose id is the training's own; it goes on there after a kill."""
+class _Run:
+    """What W&B and Trackio have in common."""
+
+    run: Any
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """All figures of the step at once."""
+        self.run.log(dict(figures), step=step)
+
+    def close(self) -> None:
+        """Upload or write the rest."""
+        self.run.finish()
+
+
+class WeightsAndBiases(_Run):
+    """The run whose id is the training's own; it goes on there after a kill.
+
+    A step that was there before is left as it is: it has the same figures.
+    """
 
     def __init__(self, job: Job, step: int) -> None:  # noqa: ARG002
         import wandb
@@ -63,14 +80,6 @@ class WeightsAndBiases:
             # The ranks' log stays here.
             settings=wandb.Settings(console="off"),
         )
-
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """A step that was there before is left as it is: it has the same figures."""
-        self.run.log(dict(figures), step=step)
-
-    def close(self) -> None:
-        """Upload the rest."""
-        self.run.finish()
 
 
 class MLflow:
@@ -100,7 +109,7 @@ class MLflow:
         self.mlflow.end_run()
 
 
-class Trackio:
+class Trackio(_Run):
     """The run that has the training's own name; kept on this machine."""
 
     def __init__(self, job: Job, step: int) -> None:  # noqa: ARG002
@@ -109,14 +118,6 @@ class Trackio:
         self.run = trackio.init(
             project=os.environ.get("TRACKIO_PROJECT", PROJECT), name=_name(job), resume="allow", config=_settings(job)
         )
-
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """All figures of the step at once."""
-        self.run.log(dict(figures), step=step)
-
-    def close(self) -> None:
-        """Write the rest."""
-        self.run.finish()
 
 
 TRACKERS: dict[str, Callable[[Job, int], Tracker]] = {
