@@ -138,6 +138,7 @@ def save_answers(folder: Path, case: Case, vocabulary: int) -> EncodedDataset:
                     "score": 1.0,
                     "max_score": 3.0,
                     "rater2_score": None,
+                    "student_id": None,
                     "group": None,
                 }
             )
