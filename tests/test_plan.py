@@ -132,6 +132,20 @@ def test_a_host_too_small_for_the_merge_is_refused(tmp_path: Path) -> None:
         check(run, make_plan(run, gpt_oss(), None, tmp_path, small, elsewhere=True))
 
 
+def test_a_merged_model_that_cannot_be_loaded_to_be_verified_is_refused_and_its_way_out_passes(tmp_path: Path) -> None:
+    wide = ["merge.enabled=true", "merge.dtype=bf16", "train.processes=1", f"store.root={tmp_path}"]
+    small = preset("1xh200").model_copy(update={"host_bytes": 10**11})
+
+    def checked(*changes: str) -> None:
+        run = load_config(H200, [*wide, *changes])
+        check(run, make_plan(run, gpt_oss(), None, tmp_path, small, elsewhere=True))
+
+    with pytest.raises(NotEnoughMemory, match=r"its verification of the merge needs on GPUs and host 248.* of 213"):
+        checked()
+    checked("merge.verify_items=0")
+    checked("merge.dtype=base")
+
+
 @pytest.mark.parametrize("shape", [LLAMA, QWEN], ids=["llama", "qwen"])
 def test_dense_models_plan_and_are_never_offered_packed_weights(shape: dict[str, Any]) -> None:
     base = describe("owner/dense", shape)

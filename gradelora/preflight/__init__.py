@@ -13,11 +13,13 @@ from gradelora.errors import MissingTool, NotEnoughDisk, NotEnoughGpus, NotEnoug
 from gradelora.hardware import missing_tools, this_machine
 from gradelora.nodes import number_of_nodes, processes_on_each
 from gradelora.preflight.kept import keep
+from gradelora.preflight.later import VERIFYING
 from gradelora.preflight.plan import Plan, make_plan
 from gradelora.trackers import check_trackers
 
 # So many ways out are named in a refusal.
 WAYS_NAMED = 3
+MERGED_WAY = "set merge.dtype=base, or merge.verify_items=0 and score the merged model elsewhere"
 
 
 def preflight(
@@ -56,9 +58,10 @@ def check(config: RunConfig, plan: Plan) -> None:
     for stage in (plan.memory, *plan.later):
         if not stage.fits:
             what = "training" if stage is plan.memory else f"its {stage.mode}"
+            # Another way of training changes nothing in the model that is merged.
+            way = MERGED_WAY if stage.mode == VERIFYING else ways_out(plan)
             raise NotEnoughMemory(
-                f"{plan.memory.mode} on {plan.hardware.name}: {what} needs on {stage.device} {stage.spelled()}; "
-                f"{ways_out(plan)}"
+                f"{plan.memory.mode} on {plan.hardware.name}: {what} needs on {stage.device} {stage.spelled()}; {way}"
             )
     for disk in plan.disk:
         if not disk.fits and not plan.elsewhere:

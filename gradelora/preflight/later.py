@@ -3,6 +3,8 @@
 A run that trains and then cannot be evaluated is as lost as one that cannot train.
 """
 
+from typing import Literal
+
 from gradelora.config import RunConfig, Runtime, TrainConfig
 from gradelora.hardware import Hardware
 from gradelora.preflight.calibrated import TOKENS_PER_ROW, evaluating
@@ -24,12 +26,15 @@ from gradelora.preflight.size import ModelSize
 from gradelora.preflight.workload import CANDIDATE_TOKENS, Workload
 
 EVALUATION, LOADING, JUDGING = "evaluation", "loading", "scoring between steps"
+MERGE, VERIFYING = "merge", "verification of the merge"
 # A process that uses a GPU: torch's libraries and pinned buffers in the host's memory.
 HOST_CONTEXT_BYTES = 5_000_000_000
 # gradelora.scoring.branches: answers of a pass for each row allowed.
 ANSWERS_PER_ROW = 8
 # torch alone, without transformers and deepspeed: measured by bench/bench_merge.py.
 MERGE_CONTEXT_BYTES = 300_000_000
+# gradelora.merge.verify leaves the rest of what is free to activations.
+VERIFYING_SHARE = 0.85
 
 
 def later_stages(run: RunConfig, work: Workload, size: ModelSize, hardware: Hardware) -> tuple[MemoryPlan, ...]:
@@ -39,6 +44,8 @@ def later_stages(run: RunConfig, work: Workload, size: ModelSize, hardware: Hard
         plans.append(plan_judging(run, work, size, hardware))
     if run.merge.enabled:
         plans.append(plan_merge(size, hardware))
+        if run.merge.verify_items:
+            plans.append(plan_verifying(run, work, size, hardware))
     if run.train.device == "cuda":
         plans.append(plan_host(run, size, hardware))
     return tuple(plans)
@@ -89,11 +96,50 @@ def plan_evaluation(run: RunConfig, work: Workload, size: ModelSize, hardware: H
     On GPUs one process each; on a CPU all of them in the host's memory.
     """
     evaluate = run.evaluate
+    needs = _scoring_needs(run, work, size, hardware, evaluate.weights)
+    needs.insert(2, Need(what="LoRA", bytes=4 * size.lora_parameters))
+    on_gpu = evaluate.device == "cuda"
+    return MemoryPlan(
+        mode=EVALUATION,
+        device="one GPU" if on_gpu else "host",
+        processes_per_device=1 if on_gpu else evaluating(run, hardware),
+        available_bytes=hardware.gpu_bytes if on_gpu else hardware.host_bytes,
+        needs=tuple(_fragmented(needs, on_gpu)),
+    )
+
+
+def plan_verifying(run: RunConfig, work: Workload, size: ModelSize, hardware: Hardware) -> MemoryPlan:
+    """The merged model, loaded once more to score some items; in bf16 over all GPUs and, where they end, the host."""
+    on_gpu, weights = run.merging.device == "cuda", run.merging.weights
+    device, available = ("one GPU", hardware.gpu_bytes) if on_gpu else ("host", hardware.host_bytes)
+    if on_gpu and weights == "bf16":
+        device = "GPUs and host"
+        available = int(VERIFYING_SHARE * (hardware.gpus * hardware.gpu_bytes + hardware.host_bytes))
+    return MemoryPlan(
+        mode=VERIFYING,
+        device=device,
+        processes_per_device=1,
+        available_bytes=available,
+        needs=tuple(_fragmented(_scoring_needs(run, work, size, hardware, weights), on_gpu)),
+    )
+
+
+def _fragmented(needs: list[Need], on_gpu: bool) -> list[Need]:
+    if not on_gpu:
+        return needs
+    return [*needs, Need(what="fragmentation", bytes=int(FRAGMENTATION * sum(n.bytes for n in needs)))]
+
+
+def _scoring_needs(
+    run: RunConfig, work: Workload, size: ModelSize, hardware: Hardware, weights: Literal["packed", "bf16"]
+) -> list[Need]:
+    """Of one process that loads the model as evaluate does, with `weights`, and scores answers behind their prefix."""
+    evaluate = run.evaluate
     width = 2 if evaluate.precision == "bf16" else 4
     # It loads as one training process does, on one device.
     alone = run.train.model_copy(
         update={
-            "weights": evaluate.weights,
+            "weights": weights,
             "precision": evaluate.precision,
             "device": evaluate.device,
             "parallel": "zero2",
@@ -104,24 +150,14 @@ def plan_evaluation(run: RunConfig, work: Workload, size: ModelSize, hardware: H
     )
     heap = CPU_HEAP if evaluate.device == "cpu" else 1.0
     working, cached, positions = _pass_sizes(run.runtime, work, size, width)
-    needs = [
+    return [
         Need(what="weights", bytes=weight_bytes(alone, size, width, hardware)),
         Need(what="one layer unpacked", bytes=layer_bytes(alone, size, width)),
-        Need(what="LoRA", bytes=4 * size.lora_parameters),
         Need(what="keys and values", bytes=int(heap * cached)),
         Need(what="layer at work", bytes=int(heap * working)),
         Need(what="logits", bytes=(width + 4) * positions * size.vocabulary),
         Need(what="context", bytes=CONTEXT_BYTES[evaluate.device]),
     ]
-    if evaluate.device == "cuda":
-        needs.append(Need(what="fragmentation", bytes=int(FRAGMENTATION * sum(n.bytes for n in needs))))
-    return MemoryPlan(
-        mode=EVALUATION,
-        device="one GPU" if evaluate.device == "cuda" else "host",
-        processes_per_device=1 if evaluate.device == "cuda" else evaluating(run, hardware),
-        available_bytes=hardware.gpu_bytes if evaluate.device == "cuda" else hardware.host_bytes,
-        needs=tuple(needs),
-    )
 
 
 def plan_judging(run: RunConfig, work: Workload, size: ModelSize, hardware: Hardware) -> MemoryPlan:
@@ -160,7 +196,7 @@ def plan_merge(size: ModelSize, hardware: Hardware) -> MemoryPlan:
     largest = size.hidden * max(size.heads * size.head_dim, size.active_intermediate)
     needs = (Need(what="one weight, its delta, their sum", bytes=3 * 4 * largest),)
     return MemoryPlan(
-        mode="merge",
+        mode=MERGE,
         device="host",
         processes_per_device=1,
         available_bytes=hardware.host_bytes,

@@ -7,7 +7,7 @@ from gradelora.artifacts import Adapter, Frozen
 from gradelora.preflight import Plan
 from gradelora.preflight.clock import cost, total
 from gradelora.preflight.disk import REPORT_BYTES
-from gradelora.preflight.later import EVALUATION, JUDGING, LOADING
+from gradelora.preflight.later import EVALUATION, JUDGING, LOADING, MERGE, VERIFYING
 from gradelora.preflight.measured import Trained, trained
 from gradelora.preflight.memory import MemoryPlan
 from gradelora.report.stages import StageRow
@@ -89,7 +89,8 @@ def _memory(plan: Plan, stages: dict[str, StageRow], found: Trained | None) -> I
     for name, planned in (
         ("train", training),
         ("evaluate", _those(later, EVALUATION)),
-        ("merge", _those(later, "merge")),
+        # Its model is larger than the one weight that merging holds.
+        ("merge", _those(later, VERIFYING) or _those(later, MERGE)),
     ):
         if name not in stages or not planned:
             continue
