@@ -116,6 +116,10 @@ class ChildFailed(GradeloraError):
     """A child process ended with a non-zero exit code or at its deadline."""
 
 
+class TrainingDiverged(GradeloraError):
+    """Loss or gradient is no number any more; the same settings would end there again."""
+
+
 class BudgetReached(GradeloraError):
     """Training has used up its hours or its money; it is sealed, and goes on with a larger budget."""
 

@@ -5,13 +5,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gradelora.artifacts import EncodedDataset, ModelSnapshot
+from gradelora.child import Failure
 from gradelora.config import Runtime, TrainConfig
-from gradelora.errors import BadData, NotEnoughGpus
-from gradelora.train import train
+from gradelora.errors import BadData, ChildFailed, NotEnoughGpus, RankLost
+from gradelora.train import join, train
 from gradelora.train.launching import command, environment
 from gradelora.train.zero import deepspeed_json
 from tests.tiny_data import save_encoded, snapshot_of
@@ -70,6 +72,30 @@ def test_more_processes_than_gpus_are_refused(
     monkeypatch.setattr("gradelora.train.gpu_bytes", lambda: [143 * 2**30])
     with pytest.raises(NotEnoughGpus, match="1 CUDA GPUs"):
         train(changed(device="cuda"), snapshot, data, out=tmp_path, runtime=RUNTIME)
+
+
+def test_a_node_takes_no_earlier_attempts_failure_for_its_own(
+    snapshot: ModelSnapshot, data: EncodedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = Runtime(threads=1, nodes=2, node_rank=1, rendezvous="127.0.0.1")
+    failure = tmp_path / "aside" / "rank-failure.json"
+
+    def attempt(*, fails: bool) -> None:
+        def ranks(*_: Any, **__: Any) -> None:
+            if fails:
+                failure.write_text(Failure(error="BadData", message="an empty target").model_dump_json())
+            raise ChildFailed("torchrun ended with exit code 1")
+
+        monkeypatch.setattr("gradelora.train.launch.run", ranks)
+        join(CONFIG, snapshot, data, out=tmp_path, runtime=runtime, on_line=print)
+
+    with pytest.raises(BadData, match="an empty target"):
+        attempt(fails=True)
+    assert failure.exists(), "the other nodes may not have read it yet"
+    with pytest.raises(RankLost):
+        attempt(fails=False)
+    with pytest.raises(BadData, match="an empty target"):
+        attempt(fails=True)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 6])

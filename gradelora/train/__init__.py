@@ -59,9 +59,9 @@ def train(
             f"this machine is node {place.rank} of {place.nodes}: the flow runs on node 0; run `gradelora train` here"
         )
     aside = out / ASIDE
-    for stale in (aside / RESULT, aside / FAILURE):
-        stale.unlink(missing_ok=True)
+    (aside / RESULT).unlink(missing_ok=True)
     _run_ranks(config, snapshot, data, out, runtime, place, print)
+    (aside / FAILURE).unlink(missing_ok=True)
     result = Result.model_validate_json((aside / RESULT).read_text())
     shutil.rmtree(out / FOLDER, ignore_errors=True)
     return Adapter.collect(out, repo_id=snapshot.repo_id, commit=snapshot.commit, **result.model_dump())
@@ -174,7 +174,7 @@ def _launch(
     env: dict[str, str],
     on_line: Callable[[str], None],
 ) -> None:
-    kills = kernel_kills()
+    kills, earlier = kernel_kills(), _written(aside / FAILURE)
     try:
         launch.run(
             command(config, request, place, runtime.node_timeout_s),
@@ -184,7 +184,8 @@ def _launch(
             on_line=on_line,
         )
     except ChildFailed as error:
-        if (aside / FAILURE).exists():
+        # All nodes read the one file, so none removes it: an earlier attempt's is told by its time.
+        if _written(aside / FAILURE) != earlier:
             failure = Failure.model_validate_json((aside / FAILURE).read_text())
             kind = by_name(failure.error)
             remedy = f"; {larger_budget(runtime)}" if kind is BudgetReached else ""
@@ -194,6 +195,13 @@ def _launch(
         if was_killed(str(error)) and kernel_kills() > kills:
             raise NotEnoughMemory(f"the kernel ended a training process, host memory had run out: {error}") from error
         raise RankLost(f"training process lost: {error}") from error
+
+
+def _written(path: Path) -> int | None:
+    """When the file was last written, in ns; None where there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_mtime_ns
+    return None
 
 
 @contextmanager

@@ -151,6 +151,7 @@ def build_trainer(job: Job, model: Any, arguments: Any, plan: Any, judge: Any, t
     from gradelora.train.budget import Budget
     from gradelora.train.choice import Choice
     from gradelora.train.collate import RowCollator, prove
+    from gradelora.train.divergence import Divergence
     from gradelora.train.progress import Progress
     from gradelora.train.setup import fit_buckets, prepare_checkpointing
     from gradelora.train.tracking import Trackers
@@ -168,7 +169,7 @@ def build_trainer(job: Job, model: Any, arguments: Any, plan: Any, judge: Any, t
     return RowTrainer(
         model=model,
         args=arguments,
-        callbacks=[progress],
+        callbacks=[progress, Divergence(job.config, job.out / seals.FOLDER)],
         collator=collator,
         micro_batches=micro_batches,
         validation=RowCollator(plan.validation_items, job.data.pad_token_id, masking),

@@ -102,6 +102,11 @@ def newest(root: Path, *, world_size: int, identity: str) -> Path | None:
     return None
 
 
+def newest_step(root: Path) -> int | None:
+    """The step of the newest checkpoint that has a manifest; its files are not looked at."""
+    return next((_step(folder) for folder in _by_step(root) if (folder / MANIFEST).is_file()), None)
+
+
 def prune(root: Path, keep: int) -> None:
     """Delete all but the `keep` newest sealed checkpoints, and what lies unsealed before them."""
     sealed = [folder for folder in _by_step(root) if (folder / MANIFEST).is_file()]
