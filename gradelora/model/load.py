@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from gradelora.errors import UnsupportedModel
+from gradelora.model.heap import no_holes
 from gradelora.model.keys import check_keys
 from gradelora.model.mxfp4 import BLOCKS_SUFFIX, SCALES_SUFFIX, dequantize
 from gradelora.model.packed import pack_experts
@@ -87,28 +88,39 @@ def load_base(
     shard, one gathered tensor at a time.  `max_memory` spreads the layers over the GPUs (and
     the CPU).  Raises KeyMismatch, or UnsupportedModel where the files are not what `weights` needs.
     """
-    checkpoint = Checkpoint(snapshot)
-    if not checkpoint.is_mxfp4:
-        if weights == "packed":
+    with no_holes() if is_deepspeed_zero3_enabled() else contextlib.nullcontext():
+        checkpoint = Checkpoint(snapshot)
+        if checkpoint.is_mxfp4:
+            model = _load_mxfp4(checkpoint, weights, DTYPES[precision], device, expert_chunk, max_memory)
+        elif weights == "packed":
             raise UnsupportedModel(f"{snapshot}: no MXFP4 experts to keep packed; set train.weights=bf16")
-        return _frozen(_load_dense(snapshot, DTYPES[precision], device, max_memory))
+        else:
+            model = _load_dense(snapshot, DTYPES[precision], device, max_memory)
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    return model.eval()
+
+
+def _load_mxfp4(
+    checkpoint: Checkpoint,
+    weights: Weights,
+    dtype: torch.dtype,
+    device: Device,
+    expert_chunk: int,
+    max_memory: dict[int | str, str] | None,
+) -> PreTrainedModel:
+    snapshot = checkpoint.where
     config = AutoConfig.from_pretrained(snapshot)
     if config.model_type != "gpt_oss":
         raise UnsupportedModel(f"{snapshot}: MXFP4 in a {config.model_type} model; only gpt_oss is known")
     # With it, transformers would put its own MXFP4 quantizer in charge.
     del config.quantization_config
-    model = _empty(config, DTYPES[precision])
+    model = _empty(config, dtype)
     if weights == "packed":
         pack_experts(model, config, expert_chunk)
     _check_names(model, checkpoint)
-    _fill(model, checkpoint, DTYPES[precision], device, max_memory)
-    return _frozen(model)
-
-
-def _frozen(model: PreTrainedModel) -> PreTrainedModel:
-    model.requires_grad_(False)
-    model.config.use_cache = False
-    return model.eval()
+    _fill(model, checkpoint, dtype, device, max_memory)
+    return model
 
 
 def _load_dense(
