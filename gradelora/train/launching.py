@@ -24,7 +24,8 @@ def command(config: TrainConfig, request: Path, place: Place | None = None, time
     count = place.local_processes(config)
     if config.launcher == "deepspeed":
         return launch.python("-m", "deepspeed.launcher.runner", *_deepspeed(config, request, place), *program[1:])
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(count)]
+    # torchrun's own logs would be empty folders in the temporary folder, never removed: ours stand in `out`.
+    torchrun = ["-m", "torch.distributed.run", "--log-dir", os.devnull, "--nproc_per_node", str(count)]
     if place.nodes == 1:
         return launch.python(*torchrun, "--standalone", *program)
     # static: its rendezvous fails when a node does not come; c10d's would go on with fewer.
