@@ -3,9 +3,10 @@
     .venv/bin/python bench/bench_merge.py --gb 3 --rounds 3 --peft-gb 0.25
 
 A synthetic gpt-oss in MXFP4 (random weights) is written first.  Every contestant runs in a
-process of its own and flushes what it wrote; the page cache is warm for all of them.  The two
-first take turns, so that whatever else the machine does hits both; but a copy is the disk's work
-and a merge is hashing and adding too, so processes beside them slow the merge down more.
+process of its own and flushes what it wrote; the base is read before each, so that the page cache
+is warm for all of them.  A peak is the sum of a process's and its largest child's.  The two first
+take turns, so that whatever else the machine does hits both; but a copy is the disk's work and a
+merge is hashing and adding too, so processes beside them slow the merge down more.
 PEFT's peak is several times the checkpoint, so it is measured on a smaller one.
 Nothing is verified by scoring here: random weights have no scores.
 """
@@ -170,14 +171,19 @@ PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(out
 # Appended to what runs in a process of its own.
 USAGE = """
 import resource
-print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+peaks = [resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+print(json.dumps({"peak": sum(peaks)}))
 """
 
 
-def timed(argv: list[str], out: Path) -> dict[str, float]:
+def timed(argv: list[str], base: Path, out: Path) -> dict[str, float]:
     """Wall seconds until all of `out` is on the disk, CPU seconds, and the peak that the process tells."""
     shutil.rmtree(out, ignore_errors=True)
     os.sync()
+    for path in base.iterdir():
+        with path.open("rb") as file:
+            while file.read(2**22):
+                pass
     started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     output = subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout
     for path in [p for p in out.rglob("*") if p.is_file()]:
@@ -233,7 +239,7 @@ def compare(work: Path, gigabytes: float, rounds: int, *, peft: bool = False) ->
     results: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, argv in contestants.items():
-            results[name].append(timed(argv, out))
+            results[name].append(timed(argv, work / "base", out))
     report(snapshot.total_bytes, layers, results)
     shutil.rmtree(work)
     return statistics.median(row["peak"] for row in results["gradelora"])

@@ -163,7 +163,7 @@ def peft_merged(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
 
 
 SCRIPT = """
-import json, sys, time
+import json, resource, sys, time
 from pathlib import Path
 from gradelora.artifacts import Adapter, EncodedDataset, EvalReport, ModelSnapshot
 from gradelora.config import MergeStageConfig, Runtime
@@ -175,7 +175,8 @@ started = time.monotonic()
 merged = merge(*arguments, out=Path(sys.argv[1]), runtime=Runtime(threads=1))
 peak = [line for line in open("/proc/self/status") if line.startswith("VmHWM")][0].split()[1]
 seconds = time.monotonic() - started
-print(json.dumps({"digest": merged.digest, "seconds": seconds, "peak_bytes": 1024 * int(peak)}))
+peak_bytes = 1024 * (int(peak) + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+print(json.dumps({"digest": merged.digest, "seconds": seconds, "peak_bytes": peak_bytes}))
 """
 
 

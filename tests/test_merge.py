@@ -1,12 +1,15 @@
 """The streaming merge against PEFT's own, on a dense bf16 Llama and on a gpt-oss in MXFP4."""
 
+import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import random
 import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -24,9 +27,12 @@ from gradelora.artifacts import (
     files_under,
     sha256_text,
 )
-from gradelora.errors import Damaged, KeyMismatch, NotEnoughDisk, UnsupportedModel
+from gradelora.errors import ChildFailed, Damaged, KeyMismatch, NotEnoughDisk, UnsupportedModel
 from gradelora.merge import merge
+from gradelora.merge.apart import Apart
 from gradelora.merge.checkpoint import read_checkpoint
+from gradelora.merge.regions import Bench
+from gradelora.merge.targets import read_targets
 from gradelora.model.adapter import load_adapter
 from gradelora.model.load import load_base
 from tests.merging import (
@@ -314,6 +320,26 @@ def test_a_shard_that_cannot_be_flushed_does_not_count(
     with pytest.raises(OSError, match="broken"):
         run(gpt_oss, plain, tmp_path / "out")
     assert not (tmp_path / "out" / shard.name).exists()
+
+
+@pytest.mark.slow
+def test_a_process_of_its_own_adds_the_same_bits_and_hands_back_its_errors(
+    gpt_oss: Path, plain: Path, tmp_path: Path
+) -> None:
+    assert finish(start(gpt_oss, plain, tmp_path / "apart"))["digest"] == run(gpt_oss, plain, tmp_path / "here").digest
+    held = load_file(plain / "adapter_model.safetensors")
+    broken = shutil.copytree(plain, tmp_path / "broken")
+    save_file({n: t * math.inf for n, t in held.items()}, broken / "adapter_model.safetensors")
+    with (
+        contextlib.closing(Apart(gpt_oss, broken, 1)) as apart,
+        Bench(gpt_oss, broken, apart, threading.Lock()) as bench,
+    ):
+        target = read_targets(broken, read_checkpoint(gpt_oss)).linear[0]
+        with pytest.raises(UnsupportedModel, match="not finite"):
+            list(apart.merged(target, bench))
+        apart.stop()
+        with pytest.raises(ChildFailed, match="-9"):
+            list(apart.merged(target, bench))
 
 
 def test_another_adapters_shards_are_not_taken_for_sealed(gpt_oss: Path, plain: Path, tmp_path: Path) -> None:

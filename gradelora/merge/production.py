@@ -1,25 +1,24 @@
 """All shards of a merge: one thread copies ahead, some fill in and hash, others wait for the disk.
 
-The disk writes from the first moment on, while torch is still being imported; nobody who
+The disk writes from the first moment on, while another process still imports torch; nobody who
 computes waits for it.
 """
 
+import contextlib
 import os
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gradelora.config import Runtime
 from gradelora.errors import Damaged
-from gradelora.merge.regions import Bench, Product
+from gradelora.merge.apart import Apart
+from gradelora.merge.blocks import start_writing
+from gradelora.merge.regions import Adding, Bench, Product
 from gradelora.merge.sealing import Entry, Journal, copy_ahead, fill_and_read_back
-from gradelora.store import fsync
-
-if TYPE_CHECKING:
-    from gradelora.merge.arithmetic import Arithmetic
 
 SEALERS = 2
 # Shards that are copied but not yet hashed: as long as the kernel still holds them, none is read twice.
@@ -28,14 +27,14 @@ FEWEST_AHEAD, MOST_AHEAD, BYTES_AHEAD = 3, 8, 4 * 10**9
 
 @dataclass(frozen=True)
 class Written:
-    """A shard that is being written: its descriptor, and the flush of what was copied."""
+    """A shard that is being written: its descriptor, and when the disk has been told to begin."""
 
     file: int
-    flushed: "Future[None]"
+    begun: "Future[None]"
 
     def close(self) -> None:
-        """Let go of the file; its descriptor must outlive the flush."""
-        wait([self.flushed])
+        """Let go of the file; its descriptor must outlive that call."""
+        wait([self.begun])
         os.close(self.file)
 
 
@@ -49,19 +48,21 @@ class Production:
 
     def run(self, products: Sequence[Product]) -> list[Entry]:
         """Seal every shard that is not yet sealed, in any order; the first failure stops the rest."""
-        ahead = max(FEWEST_AHEAD, min(MOST_AHEAD, BYTES_AHEAD // max(p.shard.size for p in products)))
+        missing = [product for product in products if not self._is_kept(product)]
+        if missing:
+            with self._adding() as self._adder:
+                self._make(missing)
+        return [self.journal[product.shard.name] for product in products]
+
+    def _make(self, missing: Sequence[Product]) -> None:
+        ahead = max(FEWEST_AHEAD, min(MOST_AHEAD, BYTES_AHEAD // max(p.shard.size for p in missing)))
         self._ahead = threading.Semaphore(ahead)
         with (
-            ThreadPoolExecutor(1) as loader,
             ThreadPoolExecutor(2 * MOST_AHEAD) as flushers,
             ThreadPoolExecutor(1) as copier,
             ThreadPoolExecutor(SEALERS) as sealers,
         ):
             self._flushers = flushers
-            missing = [p for p in products if not self._is_kept(p)]
-            if missing:
-                # torch takes seconds to import: begun first, and not at all where nothing is left to add.
-                self._arithmetic: Future[Arithmetic] = loader.submit(_arithmetic, self._threads)
             waiting = [sealers.submit(self._filled, p, copier.submit(self._copied, p)) for p in missing]
             try:
                 for flushed in [each.result() for each in waiting]:
@@ -72,8 +73,21 @@ class Production:
                 copier.shutdown(wait=False, cancel_futures=True)
                 # One that waits for its turn to copy must wake up to see that it is over.
                 self._ahead.release()
+                # So must one that waits for a weight.
+                if isinstance(self._adder, Apart):
+                    self._adder.stop()
                 raise
-        return [self.journal[product.shard.name] for product in products]
+
+    @contextlib.contextmanager
+    def _adding(self) -> "Iterator[Adding]":
+        """Who adds: a process of its own, unless this one holds torch anyway."""
+        if "torch" in sys.modules:
+            from gradelora.merge.arithmetic import Arithmetic
+
+            yield Arithmetic(self._threads)
+            return
+        with contextlib.closing(Apart(self.base, self.adapter, self._threads)) as apart:
+            yield apart
 
     def _is_kept(self, product: Product) -> bool:
         kept = self.journal.sealed(self.out, product.shard) is not None
@@ -93,7 +107,7 @@ class Production:
     def _begun(self, product: Product) -> "Written":
         """Copied, and on its way to the disk while it is still filled in."""
         file = copy_ahead(product, self.base, self._part(product))
-        return Written(file, self._flushers.submit(os.fsync, file))
+        return Written(file, self._flushers.submit(start_writing, file))
 
     def _filled(self, product: Product, copied: "Future[Written | None]") -> "Future[None]":
         written = copied.result()
@@ -123,12 +137,11 @@ class Production:
 
     def _flushed(self, product: Product, written: "Written", entry: Entry) -> None:
         try:
-            written.flushed.result()
+            written.begun.result()
             os.fsync(written.file)
         finally:
             written.close()
         self._part(product).replace(self.out / product.shard.name)
-        fsync(self.out)
         self._remember(product, entry)
 
     def _remember(self, product: Product, entry: Entry) -> None:
@@ -136,7 +149,7 @@ class Production:
         print(f"merge: sealed {product.shard.name} ({product.shard.size / 1e9:.2f} GB)", flush=True)
 
     def _bench(self) -> Bench:
-        return Bench(self.base, self.adapter, self._arithmetic, self._turn)
+        return Bench(self.base, self.adapter, self._adder, self._turn)
 
     def _part(self, product: Product) -> Path:
         return self.out / f"{product.shard.name}.part"
@@ -144,9 +157,3 @@ class Production:
     def _is_whole(self, product: Product) -> bool:
         path = self.out / product.shard.name
         return path.exists() and path.stat().st_size == product.shard.size
-
-
-def _arithmetic(threads: int) -> "Arithmetic":
-    from gradelora.merge.arithmetic import Arithmetic
-
-    return Arithmetic(threads)

@@ -3,18 +3,14 @@
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Protocol, Self
 
 from gradelora.artifacts import Frozen
-from gradelora.merge.checkpoint import Shard
-from gradelora.merge.targets import ADAPTER_WEIGHTS
-
-if TYPE_CHECKING:
-    from gradelora.merge.arithmetic import Arithmetic
+from gradelora.merge.checkpoint import Shard, Tensor
+from gradelora.merge.targets import ADAPTER_WEIGHTS, ExpertTarget, Target
 
 
 class Survival(Frozen):
@@ -32,15 +28,30 @@ class Survival(Frozen):
     projection: float | None
 
 
+class Adding(Protocol):
+    """Who adds: gradelora.merge.arithmetic here, or gradelora.merge.apart in a process of its own."""
+
+    def merged(self, target: Target, bench: "Bench") -> Iterator[memoryview]:
+        """The new data of one weight."""
+
+    def requantized(self, target: ExpertTarget, bench: "Bench") -> Iterator[tuple[memoryview, memoryview]]:
+        """Blocks and scales of one expert after another."""
+
+    def experts_bf16(
+        self, shape: tuple[int, int, int], stored: tuple[Tensor, ...], target: ExpertTarget | None, bench: "Bench"
+    ) -> Iterator[memoryview]:
+        """One expert's matrix after another."""
+
+
 class Bench:
     """What one shard's weights are made with: open files, who adds, and what is remembered meanwhile.
 
     `turn` lets one weight be made at a time, so that memory is that of one.
     """
 
-    def __init__(self, base: Path, adapter: Path, arithmetic: "Future[Arithmetic]", turn: threading.Lock) -> None:
+    def __init__(self, base: Path, adapter: Path, arithmetic: Adding, turn: threading.Lock) -> None:
         self._folders = {"base": base, "adapter": adapter}
-        self._arithmetic, self.turn = arithmetic, turn
+        self.arithmetic, self.turn = arithmetic, turn
         self._open: dict[Path, int] = {}
         self.kept: dict[str, Sequence[memoryview]] = {}
         self.survivals: list[Survival] = []
@@ -51,14 +62,13 @@ class Bench:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close what was opened."""
         for file in self._open.values():
             os.close(file)
         self._open.clear()
-
-    @property
-    def arithmetic(self) -> "Arithmetic":
-        """Waits until torch was imported."""
-        return self._arithmetic.result()
 
     @property
     def adapter(self) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from gradelora.artifacts import FileEntry, Frozen
 from gradelora.errors import Damaged
+from gradelora.merge.blocks import reserve
 from gradelora.merge.checkpoint import Shard
 from gradelora.merge.mapped import Mapped, address_of
 from gradelora.merge.regions import Bench, Copied, Made, Product, Survival
@@ -39,7 +40,7 @@ class Journal:
     def __init__(self, path: Path, identity: str) -> None:
         self.path = path
         self._lock = threading.Lock()
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
         self._entries: dict[str, Entry] = {}
         if lines[:1] == [identity]:
             for line in lines[1:]:
@@ -65,11 +66,12 @@ class Journal:
         return self._entries[name]
 
     def add(self, entry: Entry) -> None:
-        """Record one sealed shard, durably."""
+        """Record one sealed shard.
+
+        Not flushed: a power cut that takes the line leaves a whole shard, which is read again.
+        """
         with self._lock, self.path.open("a", encoding="utf-8") as file:
             file.write(f"{entry.model_dump_json()}\n")
-            file.flush()
-            os.fsync(file.fileno())
             self._entries[entry.name] = entry
 
 
@@ -77,7 +79,7 @@ def copy_ahead(product: Product, base: Path, part: Path) -> int:
     """A new file of the shard's size with everything that is the base's; returns its descriptor."""
     written = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
-        os.ftruncate(written, product.shard.size)
+        reserve(written, product.shard.size)
         with (base / product.shard.name).open("rb") as source:
             for region in product.regions:
                 if isinstance(region, Copied):
