@@ -171,8 +171,9 @@ PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(out
 # Appended to what runs in a process of its own.
 USAGE = """
 import resource
-peaks = [resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-print(json.dumps({"peak": sum(peaks)}))
+# Not ru_maxrss for itself: that begins with the size of whoever started it.
+own = next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]
+print(json.dumps({"peak": 1024 * (int(own) + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)}))
 """
 
 
