@@ -43,7 +43,12 @@ check: setup
 test: setup
 	$(BIN)/python -m pytest $(PARALLEL)
 
-bench: setup
+# A peer that only a benchmark uses lies beside the tested set, which it must not change.
+.cache/peers/installed: bench/requirements-peers.txt | setup
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .cache/peers -r $<
+	touch $@
+
+bench: setup .cache/peers/installed
 	for script in bench/bench_*.py; do echo "== $$script"; $(BIN)/python -m bench.$$(basename $$script .py) || exit 1; done
 
 # Prefect on PostgreSQL and Redis, killed in the middle: docs/machines.md.
