@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,6 +106,12 @@ class Deployed:
             "related": {"id": [f"prefect.flow-run.{run_id}"]},
         }
         return int(self.post("/events/filter", {"filter": chosen})["total"])
+
+    def wait_until_let_go(self, run_id: str, times: int) -> None:
+        """At most as long as docs/operations.md tells to wait before a retry: Prefect may lose an event."""
+        until = time.monotonic() + 20
+        while self.let_go(run_id) < times and time.monotonic() < until:
+            time.sleep(0.3)
 
     def artifacts(self, run_id: str) -> dict[str, Any]:
         found = self.post("/artifacts/filter", {"flow_runs": {"id": {"any_": [run_id]}}, "sort": "UPDATED_DESC"})

@@ -14,7 +14,7 @@ import pytest
 
 from deployments import processes, up
 from gradelora.errors import BadConfig, ChildFailed
-from tests.conftest import ROOT, free_port
+from tests.conftest import ROOT, free_port, wait_for
 from tests.deployed import processes as listed
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -139,6 +139,7 @@ def test_a_server_that_died_comes_back_where_its_runs_look_for_it(
     up.MACHINE.mkdir(parents=True)
     port = free_port()
     processes.start(up.SERVER, ["true"], folder=up.MACHINE, env=os.environ, url=f"http://127.0.0.1:{port}/api")
+    wait_for(lambda: processes.running(up.SERVER, up.MACHINE) is None, 30, "what stands for the server did not end")
     with socket.socket() as other:
         other.bind(("127.0.0.1", port))
         other.listen()

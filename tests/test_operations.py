@@ -143,7 +143,7 @@ def test_an_engine_killed_in_every_stage_ends_with_the_undisturbed_adapter(runni
     for kills, stage in enumerate(STAGES, start=1):
         kill_in(running, folder / "again", stage)
         wait_for(lambda: running.read(run_id)["state_type"] == "CRASHED", 60, running.log)
-        wait_for(lambda: running.let_go(run_id) == kills, 60, running.log)  # noqa: B023
+        running.wait_until_let_go(run_id, kills)
         if kills == 1:
             resumed = running.post_run("resume/crashed", {"after_s": 0})
             assert "started again" in resumed["state"]["message"]
