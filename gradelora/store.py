@@ -28,6 +28,8 @@ from gradelora.receipt import RECEIPT, Receipt, fsync, publish, read_receipt, re
 
 A = TypeVar("A", bound=Artifact)
 KEY_LENGTH = 64
+# Hours hang on what a mirror holds of a stage that RESUMES: one that does not answer is asked for so long.
+PATIENCE_S = 300.0
 PACKAGES = ("gradelora", "torch", "transformers", "peft", "deepspeed", "datasets", "huggingface_hub", "prefect")
 
 
@@ -71,14 +73,20 @@ class Mirror(Protocol):
     def url(self) -> str:
         """Where it is."""
 
-    def pull(self, stage: str, key: str, into: Path) -> bytes | None:
-        """Bring an artifact's verified files into a private folder; its receipt, or None."""
+    def pull(self, stage: str, key: str, into: Path, patience_s: float) -> bytes | None:
+        """Bring an artifact's verified files into a private folder; its receipt, or None.
+
+        Asked again for `patience_s` where it does not answer.  Raises NotEnoughDisk.
+        """
 
     def offer(self, folder: Path) -> None:
         """Send a sealed folder, in the background, where the mirror lacks it."""
 
-    def working(self, stage: str, key: str, out: Path) -> contextlib.AbstractContextManager[None]:
-        """While a stage that RESUMES works: begin from its newest checkpoint there, send each new one."""
+    def working(self, stage: str, key: str, out: Path, patience_s: float) -> contextlib.AbstractContextManager[None]:
+        """While a stage that RESUMES works: begin from its newest checkpoint there, send each new one.
+
+        Asked again for `patience_s` where it does not answer.  Raises NotEnoughDisk.
+        """
 
 
 class Store:
@@ -144,7 +152,7 @@ class Store:
                 found, why = None, str(damage)
                 shutil.rmtree(self.folder(name, key))
             verified = "verified against its receipt"
-            if found is None and self.mirror and self._bring(name, key):
+            if found is None and self.mirror and self._bring(name, key, PATIENCE_S if _resumes(stage) else 0.0):
                 found, verified = self._as_found(stage, config, inputs), f"brought from {self.mirror.url}, {verified}"
             if found is not None:
                 self._offer(name, key)
@@ -162,15 +170,15 @@ class Store:
     def bring(self, stage: str, key: str) -> bool:
         """Take a sealed folder from the mirror where it is not here; whether it is here now."""
         with self._held(stage, key):
-            return self._bring(stage, key)
+            return self._bring(stage, key, 0.0)
 
-    def _bring(self, stage: str, key: str) -> bool:
+    def _bring(self, stage: str, key: str, patience_s: float) -> bool:
         """The same for whoever holds the key; the receipt comes last."""
         folder, into = self.folder(stage, key), self.root / stage / f".{key}.pulling"
         if folder.exists() or self.mirror is None:
             return folder.exists()
         into.mkdir(parents=True, exist_ok=True, mode=0o700)
-        receipt = self.mirror.pull(stage, key, into)
+        receipt = self.mirror.pull(stage, key, into, patience_s)
         if receipt is None:
             # Else the files that did come are kept: the next pull goes on from them.
             with contextlib.suppress(OSError):
@@ -192,13 +200,14 @@ class Store:
             self.mirror.offer(self.folder(stage, key))
 
     def _working(self, stage: Callable[..., Any], key: str, out: Path) -> contextlib.AbstractContextManager[None]:
-        resumes = getattr(sys.modules[stage.__module__], "RESUMES", False)
-        return self.mirror.working(stage.__name__, key, out) if self.mirror and resumes else contextlib.nullcontext()
+        if self.mirror is None or not _resumes(stage):
+            return contextlib.nullcontext()
+        return self.mirror.working(stage.__name__, key, out, PATIENCE_S)
 
     def _private(self, stage: Callable[..., Any], key: str) -> Path:
         """The folder to fill: empty, or as an earlier attempt left it where the stage RESUMES."""
         out = self.building(stage.__name__, key)
-        if not getattr(sys.modules[stage.__module__], "RESUMES", False):
+        if not _resumes(stage):
             shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True, exist_ok=True, mode=0o700)
         return out
@@ -228,6 +237,10 @@ class Store:
         for path in sorted(self.root.glob("*/*/")):
             if not path.name.startswith(".") and len(path.name) == KEY_LENGTH:
                 yield path
+
+
+def _resumes(stage: Callable[..., Any]) -> bool:
+    return bool(getattr(sys.modules[stage.__module__], "RESUMES", False))
 
 
 def _receipt(

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from gradelora import child, mirror
+from gradelora import child, mirror, store
 from gradelora.artifacts import Artifact, files_under
 from gradelora.config import EvaluateConfig, Runtime, StoreConfig, TrainConfig
-from gradelora.errors import Damaged, MirrorUnreachable, MissingTool, RankLost
+from gradelora.errors import Damaged, MirrorUnreachable, MissingTool, NotEnoughDisk, RankLost
 from gradelora.mirror import bundle, checkpoints, uploads
 from gradelora.mirror.remote import Remote
 from gradelora.receipt import RECEIPT, verify_folder
@@ -27,6 +27,15 @@ from tests.toy import ToyConfig, after
 from tests.toy_training import CountConfig, count
 
 RUNTIME = Runtime()
+
+
+VERSION = 1
+
+
+def shards(config: ToyConfig, *, out: Path, runtime: Runtime) -> toy.Toy:
+    for number in range(3):
+        (out / f"{number}.bin").write_bytes(bytes(number + 1))
+    return toy.Toy.collect(out, length=3)
 
 
 class Machine:
@@ -68,6 +77,8 @@ def machines(tmp_path: Path, url: str) -> tuple[Machine, Machine]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(uploads, "POLL_S", 0.02)
+    monkeypatch.setattr(mirror, "AGAIN_S", 0.02)
+    monkeypatch.setattr(store, "PATIENCE_S", 0.1)
     for state in (toy_training.DIES_AT, toy_training.BEGAN_AT):
         state.clear()
     yield
@@ -194,6 +205,71 @@ def test_a_training_goes_on_elsewhere_from_its_newest_mirrored_checkpoint(
     assert not mirrored(tmp_path, "checkpoints/**/manifest.json"), "an artifact's checkpoints leave the mirror"
 
 
+@pytest.mark.parametrize("answers", ["after a moment", "never"])
+def test_a_hiccup_of_the_mirror_costs_no_training(
+    machines: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch, answers: str
+) -> None:
+    a, b = machines
+    a.dies_at(3)
+    a.finish()
+    toy_training.DIES_AT.clear()
+    real, asked = Remote.read, []
+
+    def hiccup(self: Remote, name: str) -> bytes | None:
+        asked.append(name)
+        if len(asked) <= 2 or answers == "never":
+            raise MirrorUnreachable("SlowDown")
+        return real(self, name)
+
+    monkeypatch.setattr(Remote, "read", hiccup)
+    b.obtain(count, CountConfig())
+    monkeypatch.setattr(Remote, "read", real)
+    if answers == "never":
+        assert toy_training.BEGAN_AT == [0, 0]
+        assert any("count BEGINS WITHOUT the checkpoint" in said for said in b.said)
+    else:
+        assert toy_training.BEGAN_AT == [0, 3]
+        assert [said for said in b.said if "asked again for" in said] == b.said[:1]
+
+
+def test_an_adapter_that_is_there_is_not_trained_again_for_a_hiccup(
+    machines: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = machines
+    made = a.obtain(count, CountConfig()).artifact
+    a.finish()
+    real, asked = Remote.read, []
+
+    def hiccup(self: Remote, name: str) -> bytes | None:
+        asked.append(name)
+        if len(asked) == 1:
+            raise MirrorUnreachable("SlowDown")
+        return real(self, name)
+
+    monkeypatch.setattr(Remote, "read", hiccup)
+    again = b.obtain(count, CountConfig())
+    assert (again.cached, again.artifact.digest) == (True, made.digest)
+    assert toy_training.BEGAN_AT == [0]
+
+
+def test_a_full_disk_here_is_no_fault_of_the_mirror(
+    machines: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred kilobytes onto a file system of one page."""
+    a, b = machines
+    a.toy("x" * 100_000)
+    a.finish()
+    (into := b.config.root / "toy").mkdir(parents=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(into)], check=False).returncode:
+        pytest.skip("may not mount")
+    try:
+        with pytest.raises(NotEnoughDisk, match=r"No space left .* set store\.root"):
+            b.toy("x" * 100_000)
+    finally:
+        subprocess.run(["umount", str(into)], check=True)
+    assert b.said == []
+
+
 def test_superseded_checkpoints_leave_the_mirror(machines: tuple[Machine, Machine], tmp_path: Path) -> None:
     a, _ = machines
     a.dies_at(5)
@@ -277,7 +353,8 @@ def test_an_unreachable_mirror_is_a_warning_in_a_run(tmp_path: Path) -> None:
     lost = lonely.finish().lost
     assert {what.partition("/")[0] for what in lost} == {"toy", "count"}
     assert any("cannot be reached" in said for said in lonely.said)
-    assert len(lonely.said) <= 2, "one outage is told once by each side, not for every file"
+    told = [said.rpartition("; ")[2] for said in lonely.said]
+    assert len(told) == len(set(told)) + 1, "each question tells of the outage once, not for every file and try"
 
 
 def test_a_mirror_is_asked_again_after_an_outage(
@@ -319,8 +396,41 @@ def test_a_push_cut_short_leaves_nothing_that_looks_whole(
     entries = files_under(folder)
     with pytest.raises(MirrorUnreachable):
         bundle.push(Remote(f"file://{tmp_path}/mirror"), folder, f"artifacts/toy/{folder.name}", entries, RECEIPT)
+    monkeypatch.setattr(Remote, "send", real)
     assert not b.toy().cached
     assert b.said == []
+
+
+def test_a_push_goes_on_behind_the_files_that_are_up(
+    machines: tuple[Machine, Machine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = machines
+    a.obtain(shards, ToyConfig())
+    real, sent = Remote.send, list[str]()
+
+    def cut_at_the_third(self: Remote, path: Path, name: str) -> None:
+        if len(sent) == 2:
+            raise MirrorUnreachable("cut")
+        sent.append(path.name)
+        real(self, path, name)
+
+    monkeypatch.setattr(Remote, "send", cut_at_the_third)
+    assert a.finish().lost
+    assert sent == ["0.bin", "1.bin"]
+    (gone,) = mirrored(tmp_path, "artifacts/shards/*/1.bin")
+    gone.unlink()
+
+    def noted(self: Remote, path: Path, name: str) -> None:
+        sent.append(path.name)
+        real(self, path, name)
+
+    monkeypatch.setattr(Remote, "send", noted)
+    again = Machine(tmp_path / "a", a.mirror.url)
+    made = again.obtain(shards, ToyConfig())
+    assert again.finish().artifacts == 1
+    assert sent[2:] == ["1.bin", "2.bin", RECEIPT]
+    assert b.obtain(shards, ToyConfig()).cached
+    assert not made.artifact.path.with_name(f".{made.artifact.path.name}.sent").exists()
 
 
 def test_a_pull_goes_on_from_the_files_that_came(
@@ -403,6 +513,28 @@ def _cancelled(config: StoreConfig) -> None:
     with mirror.uploads_finished(config, lambda _: None):
         Store.of(config).obtain(toy.toy, ToyConfig(), runtime=RUNTIME, run=child.here)
         raise KeyboardInterrupt
+
+
+def test_what_nobody_foresaw_costs_one_upload_and_not_the_thread(
+    machines: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, _ = machines
+    real = Remote.send
+
+    def send(self: Remote, path: Path, name: str) -> None:
+        if "/toy/" in name:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        real(self, path, name)
+
+    monkeypatch.setattr(Remote, "send", send)
+    a.toy()
+    a.obtain(count, CountConfig())
+    started = time.monotonic()
+    tally = a.finish()
+    assert time.monotonic() - started < 5
+    assert tally.artifacts == 1
+    assert [what.partition("/")[0] for what in tally.lost] == ["toy"]
+    assert any("RuntimeError: cannot schedule" in said for said in a.said)
 
 
 def test_without_a_mirror_nothing_of_it_is_imported(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from gradelora.mirror.uploads import Tally, Uploads
 
 # After an outage the mirror is not asked for so long: each question to a dead one may take half a minute.
 PAUSE_S = 120.0
+# Where a question is worth waiting for its answer, it is put again after so long.
+AGAIN_S = 10.0
 # A run that failed is looked at soon; what it has sealed should be up, but not at any price.
 FAILED_WAIT_S = 60.0
 Say = Callable[[str], None]
@@ -40,7 +42,7 @@ class Mirror:
         self._damaged: set[tuple[str, str]] = set()
         self._asked_again = 0.0
 
-    def pull(self, stage: str, key: str, into: Path) -> bytes | None:
+    def pull(self, stage: str, key: str, into: Path, patience_s: float) -> bytes | None:
         """Bring an artifact's verified files; its receipt, or None where the mirror cannot give it."""
 
         def bring() -> bytes | None:
@@ -51,17 +53,22 @@ class Mirror:
                 self.say(f"mirror: {damage}; the stage runs here and its artifact replaces that one")
             return None
 
-        return self._forgiven(bring, None)
+        return self._forgiven(bring, None, patience_s)
 
     def offer(self, folder: Path) -> None:
         """Send a sealed folder of the store, in the background, where the mirror lacks it."""
         self._uploads.artifact(folder, replace=(folder.parent.name, folder.name) in self._damaged)
 
     @contextlib.contextmanager
-    def working(self, stage: str, key: str, out: Path) -> Iterator[None]:
+    def working(self, stage: str, key: str, out: Path, patience_s: float) -> Iterator[None]:
         """While an artifact is built: begin from the newest mirrored checkpoint, send each new one."""
         nothing: tuple[int | None, list[str]] = (None, [])
-        step, damaged = self._forgiven(lambda: checkpoints.pull_newest(self.remote, stage, key, out), nothing)
+        step, damaged = self._forgiven(
+            lambda: checkpoints.pull_newest(self.remote, stage, key, out),
+            nothing,
+            patience_s,
+            instead=f"{stage} BEGINS WITHOUT the checkpoint that it may hold; cancel the run where that is dear",
+        )
         for what in damaged:
             self.say(f"mirror: {what}; falling back to the checkpoint before it")
         if step is not None:
@@ -91,18 +98,37 @@ class Mirror:
         """Wait for the uploads, no longer than `timeout_s`; what got up and what did not."""
         return self._uploads.finish(timeout_s)
 
-    def _forgiven(self, action: Callable[[], T], otherwise: T) -> T:
-        """What `action` gives; a run that can do its work goes on without the mirror."""
-        if time.monotonic() < self._asked_again:
+    def _forgiven(
+        self,
+        action: Callable[[], T],
+        otherwise: T,
+        patience_s: float = 0.0,
+        instead: str = "the run goes on without it",
+    ) -> T:
+        """What `action` gives; a run that can do its work goes on without the mirror.
+
+        With patience it is asked whatever was the matter a moment ago, and again until that is used up.
+        """
+        until = time.monotonic() + patience_s
+        if not patience_s and time.monotonic() < self._asked_again:
             return otherwise
-        try:
-            return action()
-        except MirrorUnreachable as error:
-            self._asked_again = time.monotonic() + PAUSE_S
-            self.say(f"mirror: {error}; the run goes on without it")
-        except Damaged as error:
-            self.say(f"mirror: {error}; the run goes on without it")
-        return otherwise
+        told = False
+        while True:
+            try:
+                return action()
+            except MirrorUnreachable as error:
+                left = until - time.monotonic()
+                if left <= 0:
+                    self._asked_again = time.monotonic() + PAUSE_S
+                    self.say(f"mirror: {error}; {instead}")
+                    return otherwise
+                if not told:
+                    self.say(f"mirror: {error}; it is asked again for {left:.0f} s, for hours of work may hang on it")
+                told = True
+                time.sleep(min(AGAIN_S, left))
+            except Damaged as error:
+                self.say(f"mirror: {error}; {instead}")
+                return otherwise
 
 
 def mirror_of(store: StoreConfig, say: Say | None = None) -> Mirror | None:

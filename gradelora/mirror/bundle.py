@@ -11,12 +11,21 @@ from pathlib import Path, PurePosixPath
 
 from gradelora.artifacts import FileEntry, sha256_file
 from gradelora.errors import Damaged
+from gradelora.mirror.journal import Journal
 from gradelora.mirror.remote import Remote
 
 
-def push(remote: Remote, folder: Path, prefix: str, entries: Sequence[FileEntry], manifest: str) -> int:
+def push(
+    remote: Remote,
+    folder: Path,
+    prefix: str,
+    entries: Sequence[FileEntry],
+    manifest: str,
+    journal: Journal | None = None,
+) -> int:
     """Send the files of `entries`, then the manifest; the number of bytes sent.
 
+    A push with a journal goes on behind the files that an earlier one has sent and that are still there.
     Raises FileNotFoundError where a file is gone, Damaged where it has another size than its entry.
     """
     remote.remove([f"{prefix}/{manifest}"])
@@ -25,9 +34,16 @@ def push(remote: Remote, folder: Path, prefix: str, entries: Sequence[FileEntry]
         size = (folder / entry.name).stat().st_size
         if size != entry.size:
             raise Damaged(f"{folder / entry.name}: {size} bytes, {entry.size} in {manifest}; not mirrored")
-        remote.send(folder / entry.name, f"{prefix}/{entry.name}")
+        name = f"{prefix}/{entry.name}"
+        if journal is not None and entry in journal and remote.size(name) == size:
+            continue
+        remote.send(folder / entry.name, name)
         sent += size
+        if journal is not None:
+            journal.add(entry)
     remote.send(folder / manifest, f"{prefix}/{manifest}")
+    if journal is not None:
+        journal.close()
     return sent + (folder / manifest).stat().st_size
 
 

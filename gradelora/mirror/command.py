@@ -128,7 +128,7 @@ class Strict:
         self._mirror, self.url = mirror, mirror.url
         self.offer, self.working = mirror.offer, mirror.working
 
-    def pull(self, stage: str, key: str, into: Path) -> bytes | None:
+    def pull(self, stage: str, key: str, into: Path, patience_s: float) -> bytes | None:  # noqa: ARG002
         """Raises Damaged and MirrorUnreachable."""
         return sealed.pull(self._mirror.remote, stage, key, into)
 

@@ -4,18 +4,20 @@ Credentials come from the environment, as fsspec and the backends read them (AWS
 GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_*); none is ever passed here.
 """
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from gradelora.errors import MirrorUnreachable, MissingTool
+from gradelora.errors import MirrorUnreachable, MissingTool, NotEnoughDisk
 
 # A mirror that does not answer must not hold a run for long; the backends' own defaults are minutes.
 OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 2}}},
 }
+FULL = {errno.ENOSPC, errno.EDQUOT}
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 
 
@@ -59,18 +61,35 @@ class Remote:
         with self._reaching(name):
             self._make_folder(name)
             self._fs.put_file(str(path), self._at(name))
-            arrived = self._fs.info(self._at(name))["size"]
+        arrived = self.size(name)
         if arrived != size:
             raise MirrorUnreachable(f"{self.url}/{name}: {arrived} bytes arrived of {size}; it is sent again later")
 
+    def size(self, name: str) -> int | None:
+        """A file's bytes, or None where there is none.  Raises MirrorUnreachable."""
+        with self._reaching(name):
+            try:
+                size: int = self._fs.info(self._at(name))["size"]
+            except FileNotFoundError:
+                return None
+        return size
+
     def bring(self, name: str, path: Path) -> bool:
-        """Copy a file here; False where there is none.  Raises MirrorUnreachable."""
+        """Copy a file here; False where there is none.  Raises MirrorUnreachable, NotEnoughDisk."""
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self._reaching(name):
             try:
                 self._fs.get_file(self._at(name), str(path))
             except FileNotFoundError:
                 return False
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                # The mirror is only read: the disk that is full is this machine's.
+                path.unlink(missing_ok=True)
+                raise NotEnoughDisk(
+                    f"{path.parent}: {error.strerror} while {self.url}/{name} was brought; free some, or set store.root"
+                ) from error
         return True
 
     def names(self, below: str) -> list[str]:
@@ -103,6 +122,8 @@ class Remote:
     def _reaching(self, name: str) -> Iterator[None]:
         try:
             yield
+        except NotEnoughDisk:
+            raise
         except Exception as error:
             # Every backend has errors of its own: denied, no such bucket, no route, a name that does not resolve.
             said = " ".join(str(error).split()) or type(error).__name__

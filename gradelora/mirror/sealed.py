@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from gradelora.artifacts import ASIDE, FileEntry
 from gradelora.errors import Damaged
 from gradelora.mirror import bundle
+from gradelora.mirror.journal import Journal
 from gradelora.mirror.remote import Remote
 from gradelora.receipt import RECEIPT
 
@@ -27,7 +28,8 @@ def is_mirrored_kind(receipt: bytes) -> bool:
 def push(remote: Remote, folder: Path, *, replace: bool = False) -> int:
     """Send a sealed folder of the store; the bytes sent, 0 where the mirror has the same contents.
 
-    `replace` sends it whatever the mirror says: its copy was found damaged.
+    One that was cut off goes on behind the files that are up.  `replace` sends everything whatever
+    the mirror says: its copy was found damaged.
     """
     receipt, prefix = (folder / RECEIPT).read_bytes(), prefix_of(folder.parent.name, folder.name)
     if not is_mirrored_kind(receipt):
@@ -35,7 +37,11 @@ def push(remote: Remote, folder: Path, *, replace: bool = False) -> int:
     if not replace and _digest(remote.read(f"{prefix}/{RECEIPT}")) == _digest(receipt):
         return 0
     entries = entries_of(receipt, str(folder / RECEIPT))
-    return bundle.push(remote, folder, prefix, (*entries, *_aside(folder)), RECEIPT)
+    sent = folder.with_name(f".{folder.name}.sent")
+    if replace:
+        sent.unlink(missing_ok=True)
+    journal = Journal(sent, f"{remote.url} {_digest(receipt)}")
+    return bundle.push(remote, folder, prefix, (*entries, *_aside(folder)), RECEIPT, journal)
 
 
 def pull(remote: Remote, stage: str, key: str, into: Path) -> bytes | None:

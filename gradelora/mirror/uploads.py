@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gradelora.errors import Damaged, MirrorUnreachable
+from gradelora.errors import MirrorUnreachable
 from gradelora.mirror import champions, checkpoints, sealed
 from gradelora.mirror.remote import Remote
 
@@ -164,9 +164,12 @@ class Uploads:
                 self._say(f"mirror: {error}; the run goes on, and tries again every {AGAIN_S:.0f} s")
             self._outage = True
             self._again(upcoming)
-        except (OSError, Damaged) as error:
-            # Deleted or damaged meanwhile: a newer checkpoint, or the next run's check, takes its place.
-            self._say(f"mirror: {upcoming.what} was not sent ({error})")
+        except Exception as error:
+            # Deleted or damaged meanwhile, or what nobody foresaw: it costs this one, never the thread that
+            # sends all others.  A newer checkpoint, or the next run's check, takes its place.
+            self._say(f"mirror: {upcoming.what} was not sent ({type(error).__name__}: {error})")
+            if isinstance(upcoming, Job):
+                self.tally.lost.append(upcoming.what)
 
     def _checkpoint(self, training: Training) -> int:
         step = training.waiting
