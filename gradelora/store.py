@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import importlib.metadata
 import inspect
+import re
 import shutil
 import sys
 import time
@@ -27,7 +28,7 @@ from gradelora.hardware import machine_kind
 from gradelora.receipt import RECEIPT, Receipt, fsync, publish, read_receipt, restored, verify, verify_folder
 
 A = TypeVar("A", bound=Artifact)
-KEY_LENGTH = 64
+KEY_LENGTH, BUILDING = 64, ".building"
 # Hours hang on what a mirror holds of a stage that RESUMES: one that does not answer is asked for so long.
 PATIENCE_S = 300.0
 PACKAGES = ("gradelora", "torch", "transformers", "peft", "deepspeed", "datasets", "huggingface_hub", "prefect")
@@ -46,6 +47,14 @@ class Obtained(Generic[A]):
     seconds: float
     why: str
     label: str
+
+
+def kin(out: Path) -> list[Path]:
+    """The stage's other folders, sealed or being built, beside the one that it fills in a store; else none."""
+    place = re.compile(rf"[0-9a-f]{{{KEY_LENGTH}}}|\.[0-9a-f]{{{KEY_LENGTH}}}{re.escape(BUILDING)}")
+    if not place.fullmatch(out.name) or not out.parent.is_dir():
+        return []
+    return sorted(p for p in out.parent.iterdir() if p.name != out.name and place.fullmatch(p.name))
 
 
 def key_of(stage: Callable[..., Any], config: Frozen, inputs: tuple[Artifact, ...]) -> str:
@@ -114,7 +123,7 @@ class Store:
 
     def building(self, stage: str, key: str) -> Path:
         """Where an artifact is filled until it is sealed."""
-        return self.root / stage / f".{key}.building"
+        return self.root / stage / f".{key}{BUILDING}"
 
     def find(self, stage: Callable[..., A], config: Frozen, *inputs: Artifact, deep: bool = False) -> A | None:
         """The verified artifact of these inputs, or None where there is none.  Raises Damaged."""

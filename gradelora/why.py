@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from gradelora.artifacts import Artifact, BaseModel, DataFiles, Frozen
-from gradelora.config import FetchConfig, RunConfig
+from gradelora.config import FetchConfig, MergeStageConfig, RunConfig
 from gradelora.encode import encode
 from gradelora.errors import Damaged
 from gradelora.evaluate import evaluate
 from gradelora.fetch import fetch
-from gradelora.merge import merge
+from gradelora.merge import identity_of, merge
+from gradelora.merge.journal import held_bytes
 from gradelora.store import KEY_LENGTH, Receipt, Store, key_of, read_receipt
 from gradelora.train import train
 from gradelora.validate import validate
@@ -62,10 +63,11 @@ class Sealed:
 
 @dataclass(frozen=True)
 class Foresight:
-    """All stages in order, and the artifacts that are there already, by label."""
+    """All stages in order, the artifacts that are there already, by label, and bytes of the merge to come."""
 
     stages: tuple[Foreseen, ...]
     artifacts: Mapping[str, Artifact]
+    merged_bytes: int = 0
 
 
 def foresee(run: RunConfig, base: BaseModel, data: DataFiles | None) -> Foresight:
@@ -79,9 +81,12 @@ def foresee(run: RunConfig, base: BaseModel, data: DataFiles | None) -> Foresigh
     encoded = chain.stage(encode, run.encode, records=records, tokenizer=tokenizer)
     adapter = chain.stage(train, run.train, snapshot=snapshot, data=encoded)
     report = chain.stage(evaluate, run.evaluate, snapshot=snapshot, adapter=adapter, data=encoded)
+    merged_bytes = 0
     if run.merge.enabled:
-        chain.stage(merge, run.merging, snapshot=snapshot, adapter=adapter, report=report, data=encoded)
-    return Foresight(tuple(chain.foreseen), chain.artifacts)
+        inputs = {"snapshot": snapshot, "adapter": adapter, "report": report, "data": encoded}
+        chain.stage(merge, run.merging, **inputs)
+        merged_bytes = chain.merged_bytes(run.merging, **inputs)
+    return Foresight(tuple(chain.foreseen), chain.artifacts, merged_bytes)
 
 
 class _Chain:
@@ -101,6 +106,17 @@ class _Chain:
         if any(i.digest is None for i in inputs.values()):
             return self._unknown_inputs(label, stage, config, inputs, sealed)
         return self._known_inputs(label, stage, config, inputs, sealed)
+
+    def merged_bytes(self, config: MergeStageConfig, snapshot: Result, adapter: Result, **judged: Result) -> int:
+        """What earlier attempts have left of the merged model, of this key or of another verdict's."""
+        if self.store is None or snapshot.digest is None or adapter.digest is None:
+            return 0
+        inputs = snapshot, adapter, *judged.values()
+        known = all(result.digest for result in inputs)
+        key = key_of(merge, config, cast("tuple[Artifact, ...]", inputs)) if known else "0" * KEY_LENGTH
+        return held_bytes(
+            self.store.building(merge.__name__, key), identity_of(config, snapshot.digest, adapter.digest)
+        )
 
     def _known_inputs(
         self,
@@ -151,7 +167,7 @@ class _Chain:
     def _unfinished(self, stage: Callable[..., Any], config: Frozen, given: tuple[Artifact, ...]) -> tuple[str, ...]:
         if self.store is None or not getattr(sys.modules[stage.__module__], "RESUMES", False):
             return ()
-        folder = self.store.root / stage.__name__ / f".{key_of(stage, config, given)}.building"
+        folder = self.store.building(stage.__name__, key_of(stage, config, given))
         return ("it goes on from what an earlier attempt left",) if folder.is_dir() else ()
 
     def _say(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from gradelora import child
 from gradelora.artifacts import Agreed, MergedModel
 from gradelora.config import EvaluateConfig
 from gradelora.errors import Damaged, KeyMismatch, MergeDiffers
@@ -70,6 +71,19 @@ def test_the_comparison_is_in_the_receipt(attention: Trained, tmp_path: Path) ->
     assert artifact["agreed"]["items"] == 8
     assert Agreed.model_validate(artifact["agreed"]) == obtained.artifact.agreed
     assert obtained.artifact.least_delta_survival is None
+
+
+def test_a_merge_that_is_judged_anew_writes_no_shard_again(attention: Trained, tmp_path: Path) -> None:
+    """Another verdict is another artifact of the same weights."""
+    inputs, store = (attention.base, attention.adapter, attention.report, attention.data), Store(tmp_path)
+
+    def shards(**changes: Any) -> dict[str, int]:
+        obtained = store.obtain(merge, stage_config(**changes), *inputs, runtime=RUNTIME, run=child.here)
+        return {p.name: p.stat().st_ino for p in obtained.artifact.path.glob("*.safetensors")}
+
+    first = shards(verify_items=8)
+    assert shards(verify_items=4) == first
+    assert shards(verify_items=8, dtype="bf16", weights="bf16") != first
 
 
 @pytest.mark.parametrize("scale", [0.0, 2.0], ids=["not added", "added twice"])

@@ -21,6 +21,7 @@ from gradelora.preflight.known import KNOWN, describe
 from gradelora.preflight.size import size_of
 from gradelora.preflight.workload import count_answers, read_items, workload_of
 from gradelora.records import collect_data_files
+from gradelora.why import Foresight
 from tests.conftest import ROOT
 from tests.described import LLAMA, QWEN, gpt_oss
 
@@ -218,11 +219,11 @@ def test_encoded_data_gives_the_very_rows_and_steps_of_training(tmp_path: Path) 
 def test_checkpoints_and_the_merged_model_never_lie_side_by_side(tmp_path: Path) -> None:
     run: RunConfig = load_config(H200, [f"store.root={tmp_path / 'store'}", "merge.enabled=true"])
     size, base = size_of(gpt_oss(), run.train.lora), gpt_oss()
-    (disk,) = plan_disk(run, base, size, tmp_path / "hub", workload_of(run, None, None), 0)
+    (disk,) = plan_disk(run, base, size, tmp_path / "hub", workload_of(run, None, None), 0, Foresight((), {}))
     assert disk.moment == "when all is done"
     assert "checkpoints" not in {need.what for need in disk.needs}
     apart = run.model_copy(update={"merge": run.merge.model_copy(update={"enabled": False})})
-    (training,) = plan_disk(apart, base, size, tmp_path / "hub", workload_of(run, None, None), 0)
+    (training,) = plan_disk(apart, base, size, tmp_path / "hub", workload_of(run, None, None), 0, Foresight((), {}))
     assert training.moment == "while training"
     assert 2 * size.lora_parameters < adapter_bytes(run.train, size, base, 0) < 2.02 * size.lora_parameters
 

@@ -15,18 +15,22 @@ from typing import Any
 import pytest
 
 from gradelora import child, encode, train
-from gradelora.artifacts import Adapter, Artifact, BaseModel, DataFiles, EvalReport, Frozen, Interval
+from gradelora.artifacts import Adapter, Artifact, BaseModel, DataFiles, EvalReport, Frozen, Interval, MergedModel
 from gradelora.config import FetchConfig, RunConfig, Runtime
 from gradelora.config_file import load_config
 from gradelora.evaluate import evaluate
 from gradelora.fetch import fetch
 from gradelora.hardware import this_machine
+from gradelora.merge import identity_of, merge
+from gradelora.merge.journal import Entry, Journal
 from gradelora.preflight import make_plan
+from gradelora.preflight.disk import merged_bytes
+from gradelora.preflight.size import size_of
 from gradelora.records import collect_data_files
 from gradelora.resolve import resolve
 from gradelora.sandbox.demo import REPO_ID
 from gradelora.sandbox.hub import LoopbackHub
-from gradelora.store import Store, read_receipt
+from gradelora.store import Store, key_of, read_receipt
 from gradelora.validate import validate
 from gradelora.why import Foresight, foresee, sorted_by_age
 from tests.conftest import ROOT
@@ -237,6 +241,42 @@ def test_an_earlier_run_improves_the_plan(world: World) -> None:
     # The stand-in left no progress to measure by.
     assert now["train"].source.startswith("estimated")
     assert now["train"].low_s < now["train"].seconds < now["train"].high_s
+
+
+def test_what_lies_there_of_the_merged_model_needs_no_room_again(world: World) -> None:
+    world.overrides = ["merge.enabled=true"]
+    run, base, _ = world.inputs()
+    store, size = Store(run.store.root), size_of(base, run.train.lora)
+
+    def needed() -> int:
+        return merged_bytes(world.run, size, world.foresee())
+
+    whole = needed()
+    assert whole == size.disk_bytes
+    artifacts = world.foresee().artifacts
+    inputs = tuple(artifacts[name] for name in ("fetch everything", "train", "evaluate", "encode"))
+    identity = identity_of(run.merging, inputs[0].digest, inputs[1].digest)
+    # One shard of a merge that was judged otherwise, half of another of this very merge.
+    other = store.building("merge", "f" * 64)
+    journal = Journal(other, identity)
+    (other / "model-1.safetensors").write_bytes(bytes(300_000))
+    stat = (other / "model-1.safetensors").stat()
+    journal.add(Entry(name="model-1.safetensors", size=300_000, mtime_ns=stat.st_mtime_ns, sha256="0" * 64))
+    assert whole - needed() == 300_000
+    own = store.building("merge", key_of(merge, run.merging, inputs))
+    own.mkdir()
+    (own / "model-2.safetensors.part").write_bytes(bytes(2**20))
+    assert whole - needed() == 300_000 + 2**20
+    world.overrides.append("merge.max_shift=0.2")
+    assert whole - needed() == 300_000
+    merging = world.run.merging
+    store.obtain(merge, merging, *inputs, runtime=run.runtime, run=merge_stand_in)
+    assert needed() == 0
+
+
+def merge_stand_in(stage: Callable[..., Any], *given: Any, out: Path, runtime: Runtime) -> MergedModel:
+    """A sealed merge of no weights, as one that a mirror brought back without its journal."""
+    return MergedModel.collect(out, repo_id=REPO_ID, commit="c" * 40, merged_tensors=1)
 
 
 def steps_of(tokens: int, seconds: float) -> Callable[..., Any]:

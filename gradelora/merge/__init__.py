@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradelora.artifacts import (
-    ASIDE,
     Adapter,
     Agreed,
     EncodedDataset,
     EvalReport,
+    FileEntry,
     MergedModel,
     ModelSnapshot,
     sha256_text,
@@ -22,10 +22,10 @@ from gradelora.artifacts import (
 from gradelora.config import MergeStageConfig, Runtime
 from gradelora.errors import MergeDiffers, NotEnoughDisk, UnsupportedModel
 from gradelora.merge.checkpoint import read_checkpoint
+from gradelora.merge.journal import Journal, is_whole, part_bytes
 from gradelora.merge.planning import plan_products, refuse_lossy
 from gradelora.merge.production import Production
 from gradelora.merge.rest import CONFIG, write_rest
-from gradelora.merge.sealing import Journal, entry_of
 from gradelora.merge.targets import read_targets, refuse_tied
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 VERSION = 2
 RESUMES = True
-JOURNAL = "sealed.jsonl"
 
 
 def merge(
@@ -69,14 +68,12 @@ def merge(
     refuse_lossy(targets, config.dtype, config.min_delta_survival)
     products = plan_products(shards, targets, config.dtype)
     (out / CONFIG).unlink(missing_ok=True)
-    (out / ASIDE).mkdir(parents=True, exist_ok=True)
-    identity = sha256_text(f"{VERSION} {config.dtype} {snapshot.digest} {adapter.digest}")
-    journal = Journal(out / ASIDE / JOURNAL, identity)
-    _check_disk(out, [product for product in products if not journal.sealed(out, product.shard)])
+    journal = Journal(out, identity_of(config, snapshot.digest, adapter.digest))
+    _check_disk(out, [p for p in products if not journal.sealed(p.shard) and not is_whole(out, p.shard)])
     entries = Production(snapshot.path, adapter.path, out, journal, runtime).run(products)
     survivals = [survival for entry in entries for survival in entry.survivals]
     least = _least_survival(survivals, config.min_delta_survival)
-    files = [entry_of(entry, out / entry.name) for entry in entries]
+    files = [FileEntry.model_validate(entry.model_dump(exclude={"survivals"})) for entry in entries]
     packed = config.dtype == "base"
     files += write_rest(snapshot, out, [product.shard for product in products], survivals, packed=packed)
     return MergedModel(
@@ -89,6 +86,11 @@ def merge(
         least_delta_survival=least,
         agreed=_agreed(config, report, data, out, runtime),
     )
+
+
+def identity_of(config: MergeStageConfig, snapshot: str, adapter: str) -> str:
+    """What the shards depend on, of digests: nothing of how they are judged, so that they outlive another verdict."""
+    return sha256_text(f"{VERSION} {config.dtype} {snapshot} {adapter}")
 
 
 def _agreed(
@@ -126,10 +128,7 @@ def _least_survival(survivals: "Sequence[Survival]", floor: float | None) -> flo
 
 def _check_disk(out: Path, missing: "Sequence[Product]") -> None:
     """Raise NotEnoughDisk before a byte is written that could not be followed by the last one."""
-    # A half-written shard is begun anew, in its own place.
-    needed = sum(product.shard.size for product in missing) - sum(
-        part.stat().st_blocks * 512 for part in out.glob("*.safetensors.part")
-    )
+    needed = sum(product.shard.size for product in missing) - part_bytes(out)
     free = shutil.disk_usage(out).free
     if free < needed:
         raise NotEnoughDisk(

@@ -17,8 +17,9 @@ from gradelora.config import Runtime
 from gradelora.errors import Damaged
 from gradelora.merge.apart import Apart
 from gradelora.merge.blocks import start_writing
+from gradelora.merge.journal import Entry, Journal, is_whole
 from gradelora.merge.regions import Adding, Bench, Product
-from gradelora.merge.sealing import Entry, Journal, copy_ahead, fill_and_read_back
+from gradelora.merge.sealing import copy_ahead, fill_and_read_back
 
 SEALERS = 2
 # Shards that are copied but not yet hashed: as long as the kernel still holds them, none is read twice.
@@ -90,7 +91,7 @@ class Production:
             yield apart
 
     def _is_kept(self, product: Product) -> bool:
-        kept = self.journal.sealed(self.out, product.shard) is not None
+        kept = self.journal.sealed(product.shard)
         if kept:
             print(f"merge: kept {product.shard.name}, sealed by an earlier attempt", flush=True)
         return kept
@@ -100,7 +101,7 @@ class Production:
         self._ahead.acquire()
         if self._stop.is_set():
             raise CancelledError
-        if self._is_whole(product):
+        if is_whole(self.out, product.shard):
             return None
         return self._begun(product)
 
@@ -116,6 +117,8 @@ class Production:
                 entry = self._read(product)
                 if entry is not None:
                     return self._flushers.submit(self._remember, product, entry)
+                # Its room is what the new one was promised.
+                (self.out / product.shard.name).unlink()
                 written = self._begun(product)
             try:
                 with self._bench() as bench:
@@ -153,7 +156,3 @@ class Production:
 
     def _part(self, product: Product) -> Path:
         return self.out / f"{product.shard.name}.part"
-
-    def _is_whole(self, product: Product) -> bool:
-        path = self.out / product.shard.name
-        return path.exists() and path.stat().st_size == product.shard.size

@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 from gradelora.artifacts import FileEntry, ModelSnapshot
 from gradelora.errors import Damaged
 from gradelora.merge.checkpoint import INDEX, Shard, index_text, read_checkpoint
+from gradelora.merge.journal import write_durably
 from gradelora.merge.regions import Survival
-from gradelora.merge.sealing import write_durably
 from gradelora.store import fsync
 
 CONFIG = "config.json"

@@ -1,78 +1,24 @@
-"""One shard at a time: copied ahead, filled in and read back in one pass, flushed, remembered.
+"""One shard at a time: copied ahead, filled in and read back in one pass.
 
 A shard is written under `<name>.part` and renamed when its bytes were read back, found right
 and flushed, so a shard under its own name is whole.  The journal holds the hashes of those: a
 run that was killed goes on behind them.
 """
 
-import contextlib
 import errno
 import hashlib
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from gradelora.artifacts import FileEntry, Frozen
 from gradelora.errors import Damaged
 from gradelora.merge.blocks import reserve
-from gradelora.merge.checkpoint import Shard
+from gradelora.merge.journal import Entry
 from gradelora.merge.mapped import Mapped, address_of
-from gradelora.merge.regions import Bench, Copied, Made, Product, Survival
-from gradelora.store import fsync
+from gradelora.merge.regions import Bench, Copied, Made, Product
 
 PIECE_BYTES = 2**20
 COPY_BYTES = 2**30
-
-
-class Entry(Frozen):
-    """One line of the journal."""
-
-    name: str
-    size: int
-    sha256: str
-    survivals: tuple[Survival, ...] = ()
-
-
-class Journal:
-    """The sealed shards of one merge, one JSON line each; another merge's journal is dropped."""
-
-    def __init__(self, path: Path, identity: str) -> None:
-        self.path = path
-        self._lock = threading.Lock()
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-        self._entries: dict[str, Entry] = {}
-        if lines[:1] == [identity]:
-            for line in lines[1:]:
-                # A torn last line is a shard whose seal was not yet recorded.
-                with contextlib.suppress(ValueError):
-                    entry = Entry.model_validate_json(line)
-                    self._entries[entry.name] = entry
-        text = "".join(f"{line}\n" for line in [identity, *(e.model_dump_json() for e in self._entries.values())])
-        part = path.with_suffix(".part")
-        write_durably(part, text)
-        part.replace(path)
-        fsync(path.parent)
-
-    def sealed(self, folder: Path, shard: Shard) -> Entry | None:
-        """The entry of a shard that is there in full, or None."""
-        entry = self._entries.get(shard.name)
-        path = folder / shard.name
-        if entry is None or not path.exists() or path.stat().st_size != entry.size:
-            return None
-        return entry
-
-    def __getitem__(self, name: str) -> Entry:
-        return self._entries[name]
-
-    def add(self, entry: Entry) -> None:
-        """Record one sealed shard.
-
-        Not flushed: a power cut that takes the line leaves a whole shard, which is read again.
-        """
-        with self._lock, self.path.open("a", encoding="utf-8") as file:
-            file.write(f"{entry.model_dump_json()}\n")
-            self._entries[entry.name] = entry
 
 
 def copy_ahead(product: Product, base: Path, part: Path) -> int:
@@ -106,7 +52,13 @@ def fill_and_read_back(product: Product, written: int, bench: Bench, *, write: b
             _compare(made, base, region, digest.update, shard.name)
         else:
             _fill(made, written if write else None, region, bench, digest.update, shard.name)
-    return Entry(name=shard.name, size=shard.size, sha256=digest.hexdigest(), survivals=tuple(bench.survivals))
+    return Entry(
+        name=shard.name,
+        size=shard.size,
+        mtime_ns=os.fstat(written).st_mtime_ns,
+        sha256=digest.hexdigest(),
+        survivals=tuple(bench.survivals),
+    )
 
 
 def _compare(made: Mapped, base: Mapped, region: Copied, update: Callable[[memoryview], None], name: str) -> None:
@@ -175,14 +127,3 @@ def copy(source: int, target: int, region: Copied) -> None:
         if moved == 0:
             raise Damaged(f"the base's file ended after {there} bytes; fetch the base model again")
         done += moved
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Write a small file and flush it to the disk."""
-    path.write_text(text, encoding="utf-8")
-    fsync(path)
-
-
-def entry_of(entry: Entry, path: Path) -> FileEntry:
-    """The artifact's entry of a sealed shard, without hashing it again."""
-    return FileEntry(name=entry.name, size=entry.size, sha256=entry.sha256, mtime_ns=path.stat().st_mtime_ns)

@@ -11,6 +11,7 @@ from gradelora.hub import RepoCache
 from gradelora.preflight.memory import GB, Need
 from gradelora.preflight.size import ModelSize, lora_matrices
 from gradelora.preflight.workload import Workload
+from gradelora.why import Foresight
 
 # Kept free beside what is planned: logs, the database, other programs.
 RESERVE_BYTES = 1_000_000_000
@@ -50,7 +51,13 @@ class DiskPlan(Frozen):
 
 
 def plan_disk(
-    run: RunConfig, base: BaseModel, size: ModelSize, cache: Path, work: Workload, data_bytes: int
+    run: RunConfig,
+    base: BaseModel,
+    size: ModelSize,
+    cache: Path,
+    work: Workload,
+    data_bytes: int,
+    foresight: Foresight,
 ) -> tuple[DiskPlan, ...]:
     """Needs at the worst moment of the run, grouped by device: two folders on one disk are added up."""
     store = run.store.root
@@ -72,8 +79,7 @@ def plan_disk(
         ),
     ]
     if run.merge.enabled:
-        merged = size.bf16_bytes if run.merge.dtype == "bf16" else size.disk_bytes
-        after.append((store, Need(what="merged model", bytes=merged)))
+        after.append((store, Need(what="merged model", bytes=merged_bytes(run, size, foresight))))
     # Checkpoints are removed when the adapter is sealed, so they never lie beside the merged model.
     moments = {"while training": always + training, "when all is done": always + after}
     free: dict[int, tuple[Path, int]] = {}
@@ -89,6 +95,14 @@ def plan_disk(
 def _at(moment: str, needs: list[tuple[Path, Need]], device: int, folder: Path, free_bytes: int) -> DiskPlan:
     here = tuple(need for place, need in needs if nearest_existing(place).stat().st_dev == device)
     return DiskPlan(folder=folder, free_bytes=free_bytes, needs=here, moment=moment)
+
+
+def merged_bytes(run: RunConfig, size: ModelSize, foresight: Foresight) -> int:
+    """Bytes that the merge will still write: nothing where it is sealed, else less what lies there of it."""
+    if "merge" in foresight.artifacts:
+        return 0
+    merged = size.bf16_bytes if run.merge.dtype == "bf16" else size.disk_bytes
+    return max(0, merged - foresight.merged_bytes)
 
 
 def _prepared_bytes(work: Workload, data_bytes: int) -> int:

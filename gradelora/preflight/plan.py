@@ -54,7 +54,7 @@ def make_plan(
         memory=memory,
         later=tuple(later),
         alternatives=modes_of(run, work, size, hardware),
-        disk=plan_disk(run, base, size, cache, work, data.total_bytes if data else 0),
+        disk=plan_disk(run, base, size, cache, work, data.total_bytes if data else 0, foresight),
         work=work,
         stages=foresight.stages,
         times=stage_times(job, foresight),
