@@ -72,6 +72,12 @@ class GatedRepo(GradeloraError):
     exit_code = 2
 
 
+class HubRefused(GradeloraError):
+    """The Hub, or what answers in its place, will not do what it was asked, however often."""
+
+    exit_code = 2
+
+
 class NotCached(GradeloraError):
     """Offline, and the Hub cache does not hold what is asked for."""
 

@@ -1,5 +1,7 @@
 """The hand-over: a folder that others can use, and a repository on a loopback Hub, by the real client."""
 
+import errno
+import hashlib
 import json
 import os
 import shutil
@@ -9,19 +11,23 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hf_xet import XetAuthenticationError
+from huggingface_hub import constants
 
 from gradelora.artifacts import Adapter, MergedModel, ModelSnapshot
 from gradelora.cli import main
 from gradelora.config import LoraSettings, Runtime
-from gradelora.errors import BadConfig, HubUnavailable
+from gradelora.errors import BadConfig, GatedRepo, HubRefused, HubUnavailable
+from gradelora.hub.failures import named
 from gradelora.push import folder as push_folder
 from gradelora.push.folder import assemble, code_digest
+from gradelora.push.staging import staging
 from gradelora.push.upload import upload
 from gradelora.report import Handover, model_card
 from gradelora.report.use import commands
 from gradelora.sandbox.demo import REPO_ID
-from gradelora.sandbox.hub import Cut, Fault, LoopbackHub, Status
-from tests.conftest import QUICK, ROOT
+from gradelora.sandbox.hub import Cut, Fault, LoopbackHub, Status, Throttle
+from tests.conftest import QUICK, ROOT, wait_for
 from tests.test_report import given
 
 TOKEN, REPO = "hf_a_token_that_must_not_leak", "school/scorer"
@@ -124,6 +130,54 @@ def test_a_folder_that_holds_something_is_refused(snapshot: ModelSnapshot, adapt
     assert contents(tmp_path / "out") == {"thesis.tex": b"years of work"}
 
 
+def test_the_same_folder_once_more_is_as_good_as_new_and_half_of_one_is_none(
+    snapshot: ModelSnapshot, adapter: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def full(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "copyfile", full)
+        with pytest.raises(OSError, match="no room"):
+            assemble(out, adapter, snapshot, "# the card")
+    assert not out.exists()
+    assert assemble(out, adapter, snapshot, "# the card") == assemble(out, adapter, snapshot, "# the card")
+    before = contents(out)
+    with pytest.raises(BadConfig, match="not empty"):
+        assemble(out, adapter, snapshot, "# another card")
+    assert contents(out) == before
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_what_a_killed_push_has_left_goes_with_the_next_one_and_not_before_it_is_over(tmp_path: Path) -> None:
+    """SIGKILL leaves the links, SIGTERM nothing."""
+    script = (
+        "import sys, time; from pathlib import Path; from gradelora.push.staging import staging\n"
+        "with staging(Path(sys.argv[1])) as place:\n"
+        "    (place / 'model').mkdir(); print(place, flush=True); time.sleep(60)\n"
+    )
+
+    def pushing() -> tuple[subprocess.Popen[str], Path]:
+        process = subprocess.Popen([sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE, text=True)
+        return process, Path(process.stdout.readline().strip())
+
+    first, place = pushing()
+    second, other = pushing()
+    assert (place / "model").is_dir()
+    first.kill()
+    first.communicate()
+    assert place.is_dir()
+    second.terminate()
+    second.communicate()
+    assert not other.exists()
+    with staging(tmp_path) as third:
+        assert not place.exists()
+        assert third.is_dir()
+    assert [p.name for p in tmp_path.iterdir()] == [".push-lock"]
+
+
 @pytest.mark.usefixtures("client")
 def test_a_push_makes_a_private_repository_with_every_byte(
     snapshot: ModelSnapshot, adapter: Adapter, tmp_path: Path
@@ -139,37 +193,154 @@ def test_a_push_makes_a_private_repository_with_every_byte(
 
 @pytest.mark.usefixtures("client")
 def test_a_push_that_broke_off_sends_only_what_is_missing_and_was_no_model_before(
+    snapshot: ModelSnapshot, merged: MergedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda s: None)
+    assemble(tmp_path / "out", merged, snapshot, "# the card")
+    second = hashlib.sha256(bytes([2]) * 200_000).hexdigest()
+    broken = Fault(Cut(100_000), on="upload", path=second, times=None)
+    with hub_at(tmp_path / "hub", faults=[broken]) as hub:
+        with pytest.raises(HubUnavailable, match=r"no answer from .*RemoteProtocolError|WriteError|ReadError"):
+            upload(tmp_path / "out", REPO, public=False, runtime=runtime(hub))
+        assert contents(tmp_path / "hub" / REPO) == {}
+        hub.faults.clear()
+        upload(tmp_path / "out", REPO, public=False, runtime=runtime(hub))
+        assert sent(hub) == 2
+    assert contents(tmp_path / "hub" / REPO) == contents(tmp_path / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("client")
+def test_a_push_that_was_killed_among_the_weights_sends_none_of_them_twice(
     snapshot: ModelSnapshot, merged: MergedModel, tmp_path: Path
 ) -> None:
     assemble(tmp_path / "out", merged, snapshot, "# the card")
-    # The first commit arrives, its answer does not.
-    broken = Fault(Status(503), on="api", path="/commit/", times=None)
-    with hub_at(tmp_path / "hub", faults=[broken]) as hub:
-        with pytest.raises(HubUnavailable, match="503"):
-            upload(tmp_path / "out", REPO, public=False, runtime=runtime(hub))
-        there = contents(tmp_path / "hub" / REPO)
-        assert [name for name in there if name.endswith(".safetensors")]
-        assert "config.json" not in there
-        sent = [r.path for r in hub.requests if "/lfs-upload/" in r.path]
-        hub.faults.clear()
+    slow = Fault(Throttle(100_000), on="upload", path=hashlib.sha256(bytes([2]) * 200_000).hexdigest())
+    script = (
+        "import sys; from pathlib import Path; from gradelora.config import Runtime\n"
+        "from gradelora.push.upload import upload\n"
+        "upload(Path(sys.argv[1]), sys.argv[2], public=False, runtime=Runtime(hub_endpoint=sys.argv[3]))\n"
+    )
+    with hub_at(tmp_path / "hub", faults=[slow]) as hub:
+        command = [sys.executable, "-c", script, str(tmp_path / "out"), REPO, hub.url]
+        process = subprocess.Popen(command, env={**os.environ, "HF_HUB_DISABLE_XET": "1"})
+        wait_for(lambda: slow.fired and sent(hub) == 1, 60, "the second shard was never begun")
+        process.kill()
+        process.wait()
+        assert contents(tmp_path / "hub" / REPO) == {}
         upload(tmp_path / "out", REPO, public=False, runtime=runtime(hub))
-        assert [r.path for r in hub.requests if "/lfs-upload/" in r.path] == sent
-        assert len(sent) == 2
+        assert sent(hub) == 2
+    assert contents(tmp_path / "hub" / REPO) == contents(tmp_path / "out")
+
+
+def sent(hub: LoopbackHub) -> int:
+    """Large files that have arrived whole."""
+    return sum("/lfs-upload/" in r.path and r.status == 200 for r in hub.requests)
+
+
+def test_a_hub_that_takes_every_file_as_a_small_one_is_served_with_xet_installed(
+    snapshot: ModelSnapshot, merged: MergedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert not constants.HF_HUB_DISABLE_XET
+    assemble(tmp_path / "out", merged, snapshot, "# the card")
+    (tmp_path / "hub").mkdir()
+    with LoopbackHub(tmp_path / "hub", token=TOKEN, uploads="regular") as hub:
+        upload(tmp_path / "out", REPO, public=False, runtime=runtime(hub))
     assert contents(tmp_path / "hub" / REPO) == contents(tmp_path / "out")
 
 
 @pytest.mark.usefixtures("client")
-@pytest.mark.parametrize("effect", [Status(503), Status(429, retry_after_s=0), Cut(0)], ids=["503", "429", "cut"])
-def test_a_hub_that_stumbles_once_is_asked_again(
-    snapshot: ModelSnapshot, adapter: Adapter, tmp_path: Path, effect: Status, monkeypatch: pytest.MonkeyPatch
+def test_a_push_whose_last_answer_was_lost_is_found_to_have_arrived(
+    snapshot: ModelSnapshot, adapter: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda s: None)
     assemble(tmp_path / "out", adapter, snapshot, "# the card")
-    fault = Fault(effect, on="api", path="/preupload/")
+    with hub_at(tmp_path / "hub", faults=[Fault(Status(503), on="api", path="/commit/")]) as hub:
+        pushed = upload(tmp_path / "out", REPO, public=False, runtime=runtime(hub, retries=1))
+        assert pushed.commit == hub.repositories.commit(REPO, "main").id
+    assert contents(tmp_path / "hub" / REPO) == contents(tmp_path / "out")
+
+
+@pytest.mark.usefixtures("client")
+@pytest.mark.parametrize(
+    ("effect", "place", "times"),
+    [
+        (Status(503), "api", 1),
+        (Status(429, retry_after_s=0), "api", 1),
+        (Cut(0), "api", 1),
+        # The client itself tries six times.
+        (Cut(50_000), "upload", 6),
+        (Status(503), "upload", 6),
+    ],
+    ids=["503", "429", "cut", "cut in the weights", "503 for weights"],
+)
+def test_a_hub_that_stumbles_is_asked_again(
+    snapshot: ModelSnapshot, adapter: Adapter, tmp_path: Path, effect: Status, place: str, times: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("time.sleep", lambda s: None)
+    assemble(tmp_path / "out", adapter, snapshot, "# the card")
+    fault = Fault(effect, on=place, path="/preupload/" if place == "api" else "", times=times)
     with hub_at(tmp_path / "hub", faults=[fault]) as hub:
         upload(tmp_path / "out", REPO, public=False, runtime=runtime(hub, retries=2))
-    assert fault.fired
+    assert fault.fired == times
     assert contents(tmp_path / "hub" / REPO) == contents(tmp_path / "out")
+
+
+@pytest.mark.usefixtures("client")
+def test_what_the_hub_will_not_take_is_refused_at_once(
+    snapshot: ModelSnapshot, adapter: Adapter, tmp_path: Path
+) -> None:
+    assemble(tmp_path / "out", adapter, snapshot, "# the card")
+    fault = Fault(Status(413), on="upload", times=None)
+    with hub_at(tmp_path / "hub", faults=[fault]) as hub, pytest.raises(HubRefused, match="answered 413") as raised:
+        upload(tmp_path / "out", REPO, public=False, runtime=runtime(hub, retries=3))
+    assert fault.fired == 1
+    assert "lfs-upload" not in str(raised.value)
+
+
+def test_what_goes_wrong_in_xet_has_a_name(
+    snapshot: ModelSnapshot, adapter: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loopback Hub takes large files, but gives nobody a token for Xet's storage."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assemble(tmp_path / "out", adapter, snapshot, "# the card")
+    with hub_at(tmp_path / "hub") as hub, pytest.raises(HubRefused, match="answered 404"):
+        upload(tmp_path / "out", REPO, public=False, runtime=runtime(hub))
+    lost = ConnectionError("Network error: error sending request for url (http://storage?signature=secret)")
+    refused = XetAuthenticationError("secret")
+    assert str(named(lost, REPO, "https://hub")) == (
+        f"{REPO}: no answer from the Hub's storage (ConnectionError); check the network"
+    )
+    assert isinstance(named(refused, REPO, "https://hub"), GatedRepo)
+
+
+@pytest.mark.usefixtures("client")
+def test_a_push_replaces_the_one_before_in_one_step_and_leaves_what_is_not_its_own(
+    snapshot: ModelSnapshot, merged: MergedModel, tmp_path: Path
+) -> None:
+    assemble(tmp_path / "first", merged, snapshot, "# the first card")
+    assemble(tmp_path / "second", merged, snapshot, "# the second card")
+    (tmp_path / "second" / "model-00002-of-00002.safetensors").write_bytes(b"other weights")
+    third = tmp_path / "first" / "model-00003-of-00003.safetensors"
+    third.write_bytes(b"stale")
+    (tmp_path / "first" / "delta_survival.jsonl").write_text("{}")
+    own = {".gitattributes": b"*.safetensors filter=lfs", "figures/curve.png": b"somebody's own"}
+    with hub_at(tmp_path / "hub") as hub:
+        upload(tmp_path / "first", REPO, public=False, runtime=runtime(hub))
+        for name, text in own.items():
+            (tmp_path / "hub" / REPO / name).parent.mkdir(exist_ok=True)
+            (tmp_path / "hub" / REPO / name).write_bytes(text)
+        before = hub.repositories.commit(REPO, "main").id
+        pushed = upload(tmp_path / "second", REPO, public=False, runtime=runtime(hub))
+        again = upload(tmp_path / "second", REPO, public=False, runtime=runtime(hub))
+        commits = [r for r in hub.requests if "/commit/" in r.path]
+    assert pushed.removed == ("delta_survival.jsonl", third.name)
+    assert contents(tmp_path / "hub" / REPO) == contents(tmp_path / "second") | own
+    assert (again.commit, again.removed) == (pushed.commit, ())
+    assert pushed.commit != before
+    assert len(commits) == 2, "one each, none where nothing has changed"
 
 
 @pytest.mark.usefixtures("client")
@@ -183,6 +354,10 @@ def test_a_public_repository_takes_a_push_only_when_that_is_said(
             upload(tmp_path / "out", REPO, public=False, runtime=runtime(hub))
         assert contents(tmp_path / "hub" / REPO) == {}
         assert not upload(tmp_path / "out", REPO, public=True, runtime=runtime(hub)).private
+        hub.access[REPO] = "private"
+        assert upload(tmp_path / "out", REPO, public=True, runtime=runtime(hub)).private, (
+            "as it is, not as it was asked"
+        )
     assert contents(tmp_path / "hub" / REPO) == contents(tmp_path / "out")
 
 
@@ -288,10 +463,17 @@ def test_the_command_trains_pushes_and_what_arrives_loads(trained: tuple[Path, P
         env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
         command = [sys.executable, "-m", "gradelora.cli", "push", "--config", "deployments/demo.yaml", "--json"]
         command += [*options, "--repo", repo, *(["--merged"] if kind == "merged" else [])]
-        done = subprocess.run(
-            command, env=env | {"TORCH_EXTENSIONS_DIR": extensions}, cwd=ROOT, capture_output=True, text=True,
-            check=False,
-        )  # fmt: skip
+        env["TORCH_EXTENSIONS_DIR"] = extensions
+
+        def push(*more: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                [*command, *more], env=env, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600
+            )
+
+        refused = push()
+        assert refused.returncode == 2, refused.stderr[-4000:]
+        assert "BadConfig: push: the gate refuses this adapter" in refused.stderr
+        done = push("--refused")
         assert done.returncode == 0, done.stderr[-4000:]
         assert json.loads(done.stdout)["private"]
         assert TOKEN not in done.stdout + done.stderr

@@ -4,6 +4,7 @@ No message of theirs is passed on: it may hold a signed address.
 """
 
 import errno
+import re
 
 import httpx2
 from huggingface_hub import errors as hub_errors
@@ -12,6 +13,7 @@ from gradelora.errors import (
     ChecksumMismatch,
     GatedRepo,
     GradeloraError,
+    HubRefused,
     HubUnavailable,
     NotCached,
     NotEnoughDisk,
@@ -21,6 +23,9 @@ from gradelora.errors import (
 )
 
 RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
+CONFLICTS = frozenset({409, 412})
+# hf_xet raises Python's own ConnectionError for every answer that it does not like.
+XET_STATUS = re.compile(r"HTTP status (?:client|server) error \((\d{3})\b")
 
 
 def named(error: BaseException, what: str, endpoint: str) -> GradeloraError | None:
@@ -63,6 +68,18 @@ def named(error: BaseException, what: str, endpoint: str) -> GradeloraError | No
             return HubUnavailable(
                 f"{what}: no answer from {endpoint} ({type(error).__name__}); check network and proxy"
             )
+        case ConnectionError() | TimeoutError():
+            status = XET_STATUS.search(str(error))
+            if status:
+                return _by_status(int(status[1]), what, endpoint)
+            return HubUnavailable(
+                f"{what}: no answer from the Hub's storage ({type(error).__name__}); check the network"
+            )
+        case PermissionError() if type(error).__name__ == "XetAuthenticationError":
+            return _by_status(401, what, endpoint)
+        case RuntimeError(__cause__=BaseException() as cause):
+            # Their word for a file that could not be sent; the cause is what happened.
+            return named(cause, what, endpoint)
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             return NotEnoughDisk(f"{what}: the file system of the Hub cache is full; free space or set HF_HUB_CACHE")
         case OSError() if "Consistency check failed" in str(error):
@@ -75,8 +92,10 @@ def _by_status(status: int, what: str, endpoint: str) -> GradeloraError:
     if status in RETRIED_STATUSES or status >= 500:
         return HubUnavailable(f"{what}: {endpoint} answered {status}; try again later")
     if status in (401, 403):
-        return GatedRepo(f"{what}: access refused ({status}); set HF_TOKEN to a valid token that may read it")
-    return HubUnavailable(f"{what}: {endpoint} answered {status}; check HF_ENDPOINT and the proxy")
+        return GatedRepo(f"{what}: access refused ({status}); set HF_TOKEN to a valid token that may do that")
+    if status in CONFLICTS:
+        return HubRefused(f"{what}: {endpoint} answered {status}: somebody else wrote there meanwhile; run again")
+    return HubRefused(f"{what}: {endpoint} answered {status}; check HF_ENDPOINT and the proxy")
 
 
 def retry_after_s(error: BaseException | None) -> float | None:

@@ -4,7 +4,7 @@ import argparse
 
 from gradelora.artifacts import BaseModel, DataFiles
 from gradelora.config import RunConfig
-from gradelora.errors import BadData, HubUnavailable, NotCached
+from gradelora.errors import BadData, HubRefused, HubUnavailable, NotCached
 from gradelora.hardware import preset, this_machine
 from gradelora.hub import HubClient
 from gradelora.preflight import check, make_plan
@@ -45,7 +45,7 @@ def plan_command(arguments: argparse.Namespace, run: RunConfig) -> int:
 def described(run: RunConfig) -> tuple[BaseModel, tuple[str, ...]]:
     """The base as the Hub or its cache describes it, else as the project does; and what is to be said of that.
 
-    Raises as `resolve`, HubUnavailable only for a model of which no description ships.
+    Raises as `resolve`; that the Hub does not answer, or not as one, only for a model of which no description ships.
     """
     shipped = known_model(run.base.repo_id)
     runtime = run.runtime
@@ -54,7 +54,7 @@ def described(run: RunConfig) -> tuple[BaseModel, tuple[str, ...]]:
         runtime = runtime.model_copy(update=quick)
     try:
         return resolve(run.base, runtime=runtime), ()
-    except (HubUnavailable, NotCached) as error:
+    except (HubUnavailable, HubRefused, NotCached) as error:
         if shipped is None:
             raise
         said = f"{error}; planned from the description of {run.base.repo_id} that ships with gradelora"

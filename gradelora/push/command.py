@@ -2,14 +2,17 @@
 
 import argparse
 import json
-import tempfile
+import sys
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from gradelora.config import RunConfig
 from gradelora.config_file import load_config
 from gradelora.errors import BadConfig
+
+if TYPE_CHECKING:
+    from gradelora.gate import Verdict
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +20,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repo", metavar="OWNER/NAME", help="the Hub repository; created private where there is none")
     parser.add_argument("--to-folder", type=Path, metavar="DIR", help="also, or only, write what is handed over there")
     parser.add_argument("--merged", action="store_true", help="the merged model; default: the adapter")
+    parser.add_argument("--refused", action="store_true", help="hand over an adapter that the gate refused, too")
     parser.add_argument("--public", action="store_true", help="allow everybody to read the repository")
 
 
@@ -24,6 +28,7 @@ def push_command(arguments: argparse.Namespace) -> int:
     """Put the folder together, write or send it, and say where it is.  HF_TOKEN alone holds the token."""
     from gradelora.hub import HubClient
     from gradelora.push.folder import assemble
+    from gradelora.push.staging import staging
     from gradelora.push.upload import check_target, upload
     from gradelora.report import model_card
     from gradelora.report.use import Handover
@@ -33,12 +38,12 @@ def push_command(arguments: argparse.Namespace) -> int:
     if arguments.repo:
         # Before anything is computed: a refusal should not come after a merge.
         check_target(HubClient(run.runtime), arguments.repo, public=arguments.public)
-    given, weights = _given(run, arguments.merged)
+    given, weights = _given(run, merged=arguments.merged, refused=arguments.refused)
     kind: Literal["adapter", "merged"] = "merged" if arguments.merged else "adapter"
     where = arguments.repo or str(arguments.to_folder.absolute())
     card = model_card(given, Handover(kind=kind, where=where))
-    with tempfile.TemporaryDirectory(dir=run.store.root, prefix=".push-") as name:
-        folder = arguments.to_folder or Path(name) / "model"
+    with staging(run.store.root) as place:
+        folder = arguments.to_folder or place / "model"
         facts: dict[str, Any] = {"kind": kind, "folder": str(arguments.to_folder or "")}
         facts["files"] = assemble(folder, weights, given.snapshot, card)
         if arguments.repo:
@@ -49,7 +54,7 @@ def push_command(arguments: argparse.Namespace) -> int:
 
 
 def _spell(value: Any) -> str:
-    return ", ".join(value) if isinstance(value, list) else str(value)
+    return ", ".join(value) if isinstance(value, list | tuple) else str(value)
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -67,20 +72,33 @@ def _check(arguments: argparse.Namespace) -> None:
             raise BadConfig(f"--repo {arguments.repo}: write it as OWNER/NAME") from error
 
 
-def _given(run: RunConfig, merged: bool) -> tuple[Any, Any]:
+def _check_verdict(verdict: "Verdict", refused: bool) -> None:
+    """Say what the gate thinks of the adapter.  Raises BadConfig for one that it refuses, unless that is meant."""
+    if not verdict.promoted and not refused:
+        raise BadConfig(
+            f"push: the gate refuses this adapter: {verdict.reason}; train it better, or say --refused if that is meant"
+        )
+    print(f"gate: {'promoted' if verdict.promoted else 'refused'}, {verdict.reason}", file=sys.stderr)
+
+
+def _given(run: RunConfig, *, merged: bool, refused: bool) -> tuple[Any, Any]:
     """What the card is made of, and the artifact that is handed over."""
     from gradelora import __version__
     from gradelora.champion import champion_of
     from gradelora.gate import judge
+    from gradelora.mirror import uploads_finished
     from gradelora.pipeline import Pipeline
     from gradelora.progress import telling
     from gradelora.push.folder import code_digest
     from gradelora.report import ReportInput
 
-    with telling() as teller:
+    with telling() as teller, uploads_finished(run.store, teller.line):
         pipeline = Pipeline(run, teller.obtained, teller.line)
         adapter, evaluation = pipeline.adapter, pipeline.evaluation
         champion = champion_of(run.store.root, run.name)
+        verdict = judge(run.gate, run.evaluate, adapter, evaluation, pipeline.encoded.digest, champion)
+        # Before the merge, which takes an hour.
+        _check_verdict(verdict, refused)
         given = ReportInput(
             run=run,
             made_at=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
@@ -91,7 +109,7 @@ def _given(run: RunConfig, merged: bool) -> tuple[Any, Any]:
             records=pipeline.records,
             adapter=adapter,
             evaluation=evaluation,
-            verdict=judge(run.gate, run.evaluate, adapter, evaluation, pipeline.encoded.digest, champion),
+            verdict=verdict,
             merged=pipeline.merged if merged else None,
         )
         return given, given.merged if merged else adapter

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-Place = Literal["api", "head", "resolve", "cdn"]
+Place = Literal["api", "head", "resolve", "cdn", "upload"]
 CHUNK_BYTES = 64 * 1024
 
 
 @dataclass
 class Reply:
-    """An answer before it is sent: body bytes [start, stop) of a file of `size` bytes."""
+    """An answer before it is sent: body bytes [start, stop) of a file of `size` bytes; of an upload what comes in."""
 
     status: int
     headers: dict[str, str]

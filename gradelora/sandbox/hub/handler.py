@@ -22,7 +22,7 @@ RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 @dataclass
 class Request:
-    """One answered request; `bytes_sent` counts the body, `connection` numbers a server's TCP connections."""
+    """One request; `status` 0: cut off unanswered, `bytes_sent`: of the body, `connection`: number of the TCP one."""
 
     server: Literal["hub", "cdn"]
     method: str
@@ -66,6 +66,28 @@ class Handler(BaseHTTPRequestHandler):
             self.rfile.readline()
         self.rfile.readline()
         return b"".join(parts)
+
+    def read_upload(self) -> bytes | None:
+        """A large file's body as the faults at `upload` let it through; None where they have answered already."""
+        size = int(self.headers["Content-Length"])
+        reply = Reply(200, {}, 0, size, size)
+        hit = [f for f in self.hub.faults if f.strikes("upload", self.path, reply)]
+        for fault in hit:
+            fault.effect.head(reply)
+        if reply.status != 200:
+            self.close_connection = True
+            self._log(reply.status)
+            self.wfile.write(self._head(reply, 0))
+            return None
+        chunks: Iterable[bytes] = (self.rfile.read(min(CHUNK_BYTES, size - at)) for at in range(0, size, CHUNK_BYTES))
+        for fault in hit:
+            chunks = fault.effect.body(chunks, reply)
+        try:
+            return b"".join(chunks)
+        except CutConnection:
+            self.close_connection = True
+            self._log(0)
+            return None
 
     def send_json(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         """One JSON document."""

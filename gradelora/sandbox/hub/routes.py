@@ -63,11 +63,13 @@ class HubHandler(Handler):
 
     def do_PUT(self) -> None:
         """The contents of a large file."""
-        body = self.read_body()
         match self.route:
             case ["lfs-upload", sha256]:
-                uploads.store_object(self, sha256, body)
+                body = self.read_upload()
+                if body is not None:
+                    uploads.store_object(self, sha256, body)
             case _:
+                self.read_body()
                 self.send_error_code(404, "NotFound", f"Nothing is served at {self.path}")
 
     def _authenticated(self) -> bool:
