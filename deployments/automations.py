@@ -17,8 +17,12 @@ from gradelora.errors import BadConfig
 # prefect.yaml has every run of a deployment send a heartbeat each 30 s (Prefect's default is 180): ten of
 # them may be lost before a run counts as dead.
 SILENCE = timedelta(minutes=5)
-# After these nobody works on a run, so nobody need hear of it.
-OVER = ("Completed", "Failed", "Crashed", "Cancelled", "TimedOut", "Scheduled", "AwaitingRetry", "Paused", "Suspended")
+# After these nobody works on a run, so nobody need hear of it.  One that is to be cancelled must not come
+# back as a crash: the server ends it after five minutes, resume/crashed after ten.
+OVER = (
+    *("Completed", "Failed", "Crashed", "Cancelled", "TimedOut"),
+    *("Scheduled", "AwaitingRetry", "Paused", "Suspended", "Cancelling"),
+)
 ENDS = {f"prefect.flow-run.{state}" for state in OVER}
 ALL_RUNS = {"prefect.resource.id": "prefect.flow-run.*"}
 EACH_RUN = {"prefect.resource.id"}
@@ -60,6 +64,13 @@ def alerts(block: UUID) -> list[AutomationCore]:
             "land/watch failed; it looks again by itself.",
             _trigger(FAILURES, Posture.Reactive, timedelta(days=1), related=[LOOKS], each=set()),
             _notification(block, "gradelora: the data cannot be looked at", run),
+        ),
+        # land/watch is due every five minutes, so this tells of a worker that is gone, too.
+        _automation(
+            "tell of runs that nobody takes up, once a day",
+            "A run is late: no worker, or one that has its hands full.",
+            _trigger({"prefect.flow-run.Late"}, Posture.Reactive, timedelta(days=1), related=[DEPLOYED], each=set()),
+            _notification(block, "gradelora: no worker takes up runs", run),
         ),
         *(
             _automation(

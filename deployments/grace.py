@@ -57,8 +57,12 @@ async def forgive() -> str:
 
 
 def main() -> int:
-    """Set back and say so."""
-    told = asyncio.run(forgive())
+    """Set back and say so; 1 where the database cannot be reached or read."""
+    try:
+        told = asyncio.run(forgive())
+    except (sa.exc.SQLAlchemyError, OSError) as error:
+        print(str(error).splitlines()[0], file=sys.stderr)
+        return 1
     if told:
         print(told)
     return 0

@@ -1,5 +1,8 @@
 """Processes that outlive the command that started them, found again by pid, start time and boot."""
 
+import contextlib
+import os
+import shutil
 import signal
 import subprocess
 import time
@@ -13,6 +16,8 @@ from gradelora.errors import ChildFailed
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 TAIL_LINES = 15
 STOP_S = 20.0
+# Of a log; the one before it is kept beside it.
+LOG_BYTES = 50_000_000
 
 
 class Started(Frozen):
@@ -61,6 +66,49 @@ def stop(name: str, folder: Path) -> bool:
         launch.end_group(started.pid, STOP_S)
     _record(folder, name).unlink(missing_ok=True)
     return started is not None
+
+
+def kill(name: str, folder: Path) -> None:
+    """End the recorded process by SIGKILL, and it alone: a worker that hangs, not the runs that it has started."""
+    started = running(name, folder)
+    if started is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(started.pid, signal.SIGKILL)
+    _record(folder, name).unlink(missing_ok=True)
+
+
+def flow_runs(home: Path) -> dict[int, str]:
+    """Process groups at work on runs of the server whose PREFECT_HOME this is, the oldest first: group to run.
+
+    A worker gives each run a session of its own, a run each stage, and all of them inherit what names the run.
+    """
+    found: dict[int, str] = {}
+    for entry in sorted((int(p.name) for p in Path("/proc").glob("[0-9]*")), key=lambda pid: _start_ticks(pid) or 0):
+        with contextlib.suppress(OSError):
+            environ = Path(f"/proc/{entry}/environ").read_bytes().split(b"\0")
+            runs = [line.partition(b"=")[2] for line in environ if line.startswith(b"PREFECT__FLOW_RUN_ID=")]
+            if runs and f"PREFECT_HOME={home}".encode() in environ and _start_ticks(entry) is not None:
+                found.setdefault(os.getpgid(entry), runs[0].decode())
+    return found
+
+
+def end_flow_runs(home: Path) -> set[str]:
+    """End all of them; the runs."""
+    ended: dict[int, str] = {}
+    # A run's process first, which ends its stages' groups; then what it has left.
+    while left := {group: run for group, run in flow_runs(home).items() if group not in ended}:
+        group = next(iter(left))
+        ended[group] = left[group]
+        launch.end_group(group)
+    return set(ended.values())
+
+
+def shorten(name: str, folder: Path) -> None:
+    """Begin the log anew once it is long; its writer holds it open and appends."""
+    log = folder / f"{name}.log"
+    if log.is_file() and log.stat().st_size > LOG_BYTES:
+        shutil.copyfile(log, log.with_suffix(".log.1"))
+        os.truncate(log, 0)
 
 
 def wait_until(ready: Callable[[], bool], name: str, folder: Path, seconds: float) -> None:

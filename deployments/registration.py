@@ -28,10 +28,11 @@ STAMP = "gradelora_registered"
 DECLARED = Path("prefect.yaml")
 
 
-def register(notify: str | None) -> list[str]:
+def register(notify: str | None, folder: Path) -> list[str]:
     """Make the server know everything; what was done, empty where nothing had to be.
 
-    `notify` is a notification block such as slack-webhook/graders.  Raises BadConfig, ChildFailed.
+    `notify` is a notification block such as slack-webhook/graders, `folder` where the workers have this
+    project.  Raises BadConfig, ChildFailed.
     """
     done = []
     with get_client(sync_client=True) as client:
@@ -41,21 +42,23 @@ def register(notify: str | None) -> list[str]:
             client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
             done.append(f"created work pool: {POOL}")
         ensure_gpu_limit()
-        done += _deployments(client)
+        done += _deployments(client, folder)
         wanted = automations.recovery()
         if notify:
             wanted += automations.alerts(automations.notification_block(client, notify))
         return done + automations.synchronise(client, wanted)
 
 
-def _deployments(client: SyncPrefectClient) -> list[str]:
+def _deployments(client: SyncPrefectClient, folder: Path) -> list[str]:
     """`prefect deploy --all`, where prefect.yaml, a flow or the folder is another than last time."""
-    stamp = _stamp()
+    stamp = _stamp(folder)
     known = client.read_variable_by_name(STAMP)
     if known is not None and known.value == stamp and not _missing(client):
         return []
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
-    deployed = subprocess.run(command, capture_output=True, text=True, check=False)
+    # prefect.yaml takes $PWD for the folder of the runs; a shell sets it, `make -C` and cron do not.
+    env = {**os.environ, "PWD": str(folder)}
+    deployed = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if deployed.returncode != 0 or _missing(client):
         raise ChildFailed(f"prefect deploy --all failed; mend prefect.yaml\n{deployed.stdout}{deployed.stderr}")
     if known is None:
@@ -81,10 +84,10 @@ def _missing(client: SyncPrefectClient) -> list[str]:
     return missing
 
 
-def _stamp() -> str:
-    """sha256 over what a deployment is made of: prefect.yaml, the flows' parameters and texts, this folder."""
+def _stamp(folder: Path) -> str:
+    """sha256 over what a deployment is made of: prefect.yaml, the flows' parameters and texts, their folder."""
     files = [DECLARED, *sorted(Path("flows").glob("*.py"))]
-    return sha256_text(canonical_json([os.getcwd(), *(sha256_file(f) for f in files)]))  # noqa: PTH109
+    return sha256_text(canonical_json([str(folder), *(sha256_file(f) for f in files)]))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -92,8 +95,11 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m deployments.registration", description=__doc__)
     help_notify = f"a notification block, e.g. slack-webhook/graders; default: {NOTIFY}"
     parser.add_argument("--notify", default=os.environ.get(NOTIFY), metavar="TYPE/NAME", help=help_notify)
+    help_folder = "where the workers have this project, e.g. /opt/gradelora in an image; default: this folder"
+    parser.add_argument("--folder", type=Path, default=Path.cwd(), help=help_folder)
+    given = parser.parse_args(arguments)
     try:
-        done = register(parser.parse_args(arguments).notify)
+        done = register(given.notify, given.folder)
     except GradeloraError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code

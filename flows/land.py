@@ -11,11 +11,12 @@ from gradelora.config_file import load_config
 from gradelora.errors import BadConfig
 from gradelora.landing import Landing, Quiet
 from gradelora.records import collect_data_files
-from tasks.events import DATA_LANDED, send
+from tasks.events import DATA_LANDED, heard, send
 from tasks.stage import plainly
 
 
-@flow(name="land", log_prints=True, persist_result=False, validate_parameters=True)
+# A bucket that hangs must not keep later looks away for ever: they are dropped while this one goes on.
+@flow(name="land", log_prints=True, persist_result=False, validate_parameters=True, timeout_seconds=3600)
 @plainly
 def land(
     config: str = "deployments/h200.yaml",
@@ -23,7 +24,7 @@ def land(
     source: str = "",
     settle_s: float = 20,
 ) -> State[Any]:
-    """Look whether new graded answers have landed whole, and if so tell the server once.
+    """Look whether new graded answers have landed whole; if so tell the server, until a run comes of it.
 
     Args:
         config: the YAML file whose data are watched, e.g. deployments/h200.yaml
@@ -35,6 +36,9 @@ def land(
     run = load_config(Path(config), overrides or ())
     landing = Landing(run, source)
     with landing.held():
+        seen = landing.seen()
+        if seen.fingerprint and not seen.answered and heard(DATA_LANDED, run.name, seen.accepted):
+            landing.answered()
         news = landing.examine(settle_s)
         if isinstance(news, Quiet):
             return Completed(name="NothingNew", message=news.why)
@@ -42,10 +46,9 @@ def land(
         if landing.copies is not None:
             _read_by_the_run(run.data.files, landing.copies)
         payload = {"fingerprint": news.fingerprint, "files": len(news.files)}
-        send(DATA_LANDED, run.name, payload)
-        # After the server has taken the event: what it never heard of is told again.
-        landing.acted_upon(news)
-    return Completed(name="Landed", message=f"{len(news.files)} files, fingerprint {news.fingerprint[:12]}")
+        landing.told(news, send(DATA_LANDED, run.name, payload))
+    again = "; told again, for no run came of it" if news.fingerprint == seen.fingerprint else ""
+    return Completed(name="Landed", message=f"{len(news.files)} files, fingerprint {news.fingerprint[:12]}{again}")
 
 
 def _read_by_the_run(patterns: tuple[str, ...], copies: Path) -> None:

@@ -1,4 +1,4 @@
-"""New data: are the landed files other than those last acted upon, and are they whole?
+"""New data: are the landed files other than those of the last run, and are they whole?
 
 A look lists names, sizes and times; only what a look shows as changed is read and hashed.  The
 fingerprint is over contents, so a touched file is no news.  Where the source is a URL, its files
@@ -39,15 +39,19 @@ class LandedFile(Frozen):
 
 
 class Seen(Frozen):
-    """What was last acted upon; `accepted` is POSIX seconds when the server took the event."""
+    """What the server was last told of; `accepted` is POSIX seconds of its clock when it took the event.
+
+    Until a run has come of it (`answered`) the event may have been lost, and is sent again.
+    """
 
     fingerprint: str = ""
     accepted: float = 0.0
+    answered: bool = False
     files: tuple[LandedFile, ...] = ()
 
 
 class News(Frozen):
-    """Whole data that nobody has acted upon yet."""
+    """Whole data of which no run has come yet."""
 
     fingerprint: str
     files: tuple[LandedFile, ...]
@@ -82,7 +86,7 @@ class Landing:
         self._state.parent.mkdir(exist_ok=True, mode=0o700)
 
     def examine(self, settle_s: float, sleep: Callable[[float], None] = time.sleep) -> News | Quiet:
-        """Two equal looks, `settle_s` apart, at contents that were not acted upon yet; else why not.
+        """Two equal looks, `settle_s` apart, at contents of which no run has come yet; else why not.
 
         Raises BadData for a name that would leave its folder, OSError where the source cannot be read.
         """
@@ -90,7 +94,8 @@ class Landing:
         known = {f.name: f for f in seen.files}
         if not first.marks:
             return Quiet(why=f"{' '.join(self._patterns)}: no file has landed")
-        if first.marks == {n: f.mark for n, f in known.items()} and self._copied(seen.files):
+        unchanged = first.marks == {n: f.mark for n, f in known.items()} and self._copied(seen.files)
+        if unchanged and seen.answered:
             return Quiet(why=f"{len(known)} files, unchanged")
         sleep(settle_s)
         if open_for_writing(first.paths.values()) or look(self._patterns).marks != first.marks:
@@ -101,13 +106,13 @@ class Landing:
         if look(self._patterns).marks != first.marks:
             return Quiet(why="files changed while they were read; the next look decides")
         fingerprint = sha256_text(canonical_json([[f.name, f.sha256] for f in files]))
-        if fingerprint == seen.fingerprint:
+        if fingerprint == seen.fingerprint and seen.answered:
             # Copies that somebody removed are back with this.
             self.take(News(fingerprint=fingerprint, files=files))
             self._write(seen.model_copy(update={"files": files}))
             return Quiet(why=f"{len(files)} files, touched but of the same contents")
         if time.time() - seen.accepted < TRIGGER_WINDOW_S:
-            return Quiet(why=f"an event was sent less than {TRIGGER_WINDOW_S:.0f} s ago; the next look tells of these")
+            return Quiet(why=f"an event was sent less than {TRIGGER_WINDOW_S:.0f} s ago; the next look decides")
         return News(fingerprint=fingerprint, files=files)
 
     def take(self, news: News) -> None:
@@ -125,12 +130,16 @@ class Landing:
             if path.relative_to(self.copies).as_posix() not in names:
                 path.unlink()
 
-    def acted_upon(self, news: News) -> None:
-        """Remember what the server was told of, so that no later look tells it again."""
-        self._write(Seen(fingerprint=news.fingerprint, accepted=time.time(), files=news.files))
+    def told(self, news: News, accepted: float) -> None:
+        """Remember what the server was told of, and when; a later look asks what came of it."""
+        self._write(Seen(fingerprint=news.fingerprint, accepted=accepted, files=news.files))
+
+    def answered(self) -> None:
+        """A run has come of the event, so no later look tells of these contents again."""
+        self._write(self.seen().model_copy(update={"answered": True}))
 
     def seen(self) -> Seen:
-        """What was last acted upon; nothing at first, and where the record cannot be read: told twice, not never."""
+        """What was last told; nothing at first, and where the record cannot be read: told twice, not never."""
         with contextlib.suppress(FileNotFoundError, ValidationError, UnicodeDecodeError):
             return Seen.model_validate_json(self._state.read_text(encoding="utf-8"))
         return Seen()

@@ -1,7 +1,8 @@
 """Run a child in its own process group: log, deadline, cancellation, exit code.
 
 Nothing that is started here outlives the call: an exception in the parent (a cancelled flow,
-Ctrl-C, a deadline) ends the whole group, first by SIGTERM and after a grace period by SIGKILL.
+Ctrl-C, a deadline) ends the whole group by SIGTERM, and after a grace period by SIGKILL, with
+whatever it has started in other groups.
 """
 
 import collections
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from gradelora.errors import ChildFailed
@@ -105,28 +107,59 @@ def _spell(exit_code: int) -> str:
     return f"was killed by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"ended with exit code {exit_code}"
 
 
+@dataclass(frozen=True)
+class Process:
+    """What proc(5) says of one: a pid is used again, a pid with its start time is not."""
+
+    pid: int
+    parent: int
+    group: int
+    start_ticks: int
+
+
 def end_group(pid: int, grace_s: float = GRACE_S) -> None:
-    """SIGTERM to the process group of `pid`, SIGKILL to what is left of it after `grace_s`."""
-    for sig in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(pid, sig)
-        except ProcessLookupError:
-            return
-        until = time.monotonic() + grace_s
-        while time.monotonic() < until and _alive(pid):
-            time.sleep(0.05)
+    """SIGTERM to the process group of `pid`; SIGKILL, after `grace_s`, to what is left of it and of its descendants.
+
+    torchrun gives every rank a session of its own, and one that hangs hears no SIGTERM.
+    """
+    table = _processes()
+    family = {each for each in table if each.group == pid}
+    while more := {each for each in table if each.parent in {one.pid for one in family}} - family:
+        family |= more
+    _signal(os.killpg, pid, signal.SIGTERM)
+    left = _wait_for_the_end(pid, family, grace_s)
+    for each in left:
+        _signal(os.kill, each.pid, signal.SIGKILL)
+    _wait_for_the_end(pid, left, grace_s if left else 0.0)
 
 
-def _alive(pgid: int) -> bool:
-    """Whether a process of the group still runs; zombies that nobody has reaped do not count."""
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pgid, os.WNOHANG)
+def _signal(send: Callable[[int, int], None], pid: int, sig: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        send(pid, sig)
+
+
+def _wait_for_the_end(group: int, family: set[Process], seconds: float) -> set[Process]:
+    """What is left of family and group once all is gone or it is late; processes may have begun in the group since."""
+    until = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(group, os.WNOHANG)
+        known = {(each.pid, each.start_ticks) for each in family}
+        left = {e for e in _processes() if e.group == group or (e.pid, e.start_ticks) in known}
+        if not left or time.monotonic() > until:
+            return left
+        time.sleep(0.05)
+
+
+def _processes() -> set[Process]:
+    """All that run; zombies that nobody has reaped do not count."""
+    found = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, ValueError):
-            state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
-            if int(group) == pgid and state != "Z":
-                return True
-    return False
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if fields[0] != "Z":
+                found.add(Process(int(stat.parent.name), int(fields[1]), int(fields[2]), int(fields[19])))
+    return found
 
 
 def python(*arguments: str) -> list[str]:

@@ -6,11 +6,16 @@ and cannot tell whether the server ever took it.
 
 import contextlib
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter
 from prefect.context import FlowRunContext
+from prefect.events.actions import RunDeployment
+from prefect.events.schemas.automations import EventTrigger
 from prefect.events.schemas.events import Event
 from prefect.logging import get_run_logger
 
@@ -22,8 +27,11 @@ REFUSED = "gradelora.adapter.refused"
 BUDGET_REACHED = "gradelora.budget.reached"
 
 
-def send(event: str, name: str, payload: dict[str, Any]) -> None:
-    """Tell the server of one event about the deployment `name`.  Raises httpx.HTTPError where it does not take it."""
+def send(event: str, name: str, payload: dict[str, Any]) -> float:
+    """Tell the server of one event about the deployment `name`; when it took it, POSIX seconds of its own clock.
+
+    Raises httpx.HTTPError where it does not take it.
+    """
     context = FlowRunContext.get()
     related = []
     if context is not None and context.flow_run is not None:
@@ -44,7 +52,39 @@ def send(event: str, name: str, payload: dict[str, Any]) -> None:
         }
     )
     with get_client(sync_client=True) as client:
-        client.request("POST", "/events", json=[told.model_dump(mode="json")]).raise_for_status()
+        answer = client.request("POST", "/events", json=[told.model_dump(mode="json")]).raise_for_status()
+    return parsedate_to_datetime(answer.headers["date"]).timestamp()
+
+
+def heard(event: str, name: str, since: float) -> bool:
+    """Whether a trigger has made a run of a deployment that waits for this event since then.
+
+    `since` is what `send` gave.  A server that took an event may still lose it: its broker is memory, or it
+    ends before the trigger has looked.
+    """
+    with get_client(sync_client=True) as client:
+        waiting = _waiting(client, event, f"gradelora.{name}")
+        chosen = FlowRunFilter.model_validate(
+            {
+                "deployment_id": {"any_": waiting},
+                "created_by": {"type_": ["AUTOMATION"]},
+                "expected_start_time": {"after_": datetime.fromtimestamp(since, UTC)},
+            }
+        )
+        runs = client.read_flow_runs(flow_run_filter=chosen) if waiting else []
+    # A run that crashed and was started again is expected later than it was made.
+    return any(run.created is not None and run.created.timestamp() >= since for run in runs)
+
+
+def _waiting(client: SyncPrefectClient, event: str, resource: str) -> list[str]:
+    """Ids of the deployments that a trigger starts on this event."""
+    found = []
+    for automation in client.read_automations():
+        trigger = automation.trigger
+        if isinstance(trigger, EventTrigger) and event in trigger.expect:
+            wanted = dict(trigger.match.items()).get("prefect.resource.id", [])
+            found += [a for a in automation.actions if isinstance(a, RunDeployment) and resource in wanted]
+    return [str(action.deployment_id) for action in found if action.deployment_id]
 
 
 def try_to_send(event: str, name: str, payload: dict[str, Any]) -> bool:

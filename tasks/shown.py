@@ -6,6 +6,7 @@ the server cannot draw is a warning.
 
 import base64
 import functools
+import socket
 import time
 from collections.abc import Callable
 from typing import ParamSpec, cast
@@ -125,9 +126,12 @@ def show_losses(name: str, adapter: Adapter) -> None:
 
 @a_picture
 def show_links(outcome: Outcome, snapshot: ModelSnapshot, runtime: Runtime) -> None:
-    """To the report on the worker's disk and to the very commit of the base model."""
-    page = outcome.page.absolute()
-    create_link_artifact(page.as_uri(), "report.html", key=f"{outcome.name}-report", description=str(page))
+    """Where the report lies on the worker's disk, and a link to the very commit of the base model."""
+    page, host = outcome.page.absolute(), socket.gethostname()
+    # No link: a browser opens no file:// address from a page of a server.  The page itself stays where it is,
+    # for it may show student text.
+    text = f"`{page}` on {host}. To your desk: `scp {host}:{page} .`"
+    create_markdown_artifact(text, key=f"{outcome.name}-report", description="Where the report lies")
     commit = f"{HubClient(runtime).endpoint}/{snapshot.repo_id}/tree/{snapshot.commit}"
     create_link_artifact(commit, snapshot.repo_id, key=f"{outcome.name}-base-model", description=snapshot.commit)
 

@@ -27,7 +27,8 @@ def deployed(bench: Bench) -> Iterator["Deployed"]:
     """Everything registered as `make up` does it, and a worker that looks for runs every second."""
     done = bench.server.run("deployments.registration")
     assert done.returncode == 0, done.stdout + done.stderr
-    switch_watch(bench, on=False)
+    for name in ("land/watch", "resume/crashed"):
+        switch_schedule(bench, name, on=False)
     with (bench.folder / "worker.log").open("w") as log:
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL]
         env = {**bench.server.env, "PREFECT_WORKER_QUERY_SECONDS": "1"}
@@ -38,13 +39,24 @@ def deployed(bench: Bench) -> Iterator["Deployed"]:
             end(process)
 
 
-def switch_watch(bench: Bench, *, on: bool) -> None:
-    """The schedule of land/watch, which would look at data of its own beside a test's."""
+def send(method: str, address: str, body: Any = None) -> Any:
+    """What the server answers; as Prefect's own client does, one that is too busy (503) is asked again."""
+    for wait_s in (1, 2, 4, 8, 16, 0):
+        answer = httpx.request(method, address, json=body, timeout=60)
+        if answer.status_code != 503:
+            break
+        time.sleep(wait_s)
+    answer.raise_for_status()
+    return answer.json() if answer.content else None
+
+
+def switch_schedule(bench: Bench, name: str, *, on: bool) -> None:
+    """A deployment's own, which would look at data or start runs beside a test."""
     url = bench.server.url
-    watch = httpx.get(f"{url}/deployments/name/land/watch", timeout=60).json()
-    (schedule,) = watch["schedules"]
-    address = f"{url}/deployments/{watch['id']}/schedules/{schedule['id']}"
-    httpx.patch(address, json={"active": on}, timeout=60).raise_for_status()
+    found = send("GET", f"{url}/deployments/name/{name}")
+    (schedule,) = found["schedules"]
+    address = f"{url}/deployments/{found['id']}/schedules/{schedule['id']}"
+    send("PATCH", address, {"active": on})
 
 
 @dataclass
@@ -70,9 +82,13 @@ class Deployed:
 
     def post_run(self, name: str, parameters: dict[str, Any]) -> Any:
         """A run of any deployment to its end, without the command line."""
+        return self.ended(self.create(name, parameters, {"type": "SCHEDULED"}))
+
+    def create(self, name: str, parameters: dict[str, Any], state: dict[str, Any]) -> str:
+        """The id of a new run of any deployment."""
         found = self.deployment(name)
-        body = {"parameters": {**found["parameters"], **parameters}, "state": {"type": "SCHEDULED"}}
-        return self.ended(self.post(f"/deployments/{found['id']}/create_flow_run", body)["id"])
+        body = {"parameters": {**found["parameters"], **parameters}, "state": state}
+        return str(self.post(f"/deployments/{found['id']}/create_flow_run", body)["id"])
 
     def run(self, *overrides: str, deployment: str = "finetune/demo", **parameters: Any) -> Any:
         """The same, to its end."""
@@ -118,20 +134,16 @@ class Deployed:
         return {a["key"]: a for a in reversed(found)}
 
     def post(self, path: str, body: Any) -> Any:
-        answer = httpx.post(f"{self.bench.server.url}{path}", json=body, timeout=60)
-        answer.raise_for_status()
-        return answer.json() if answer.content else None
+        return send("POST", f"{self.bench.server.url}{path}", body)
 
     def deployment(self, name: str) -> Any:
-        answer = httpx.get(f"{self.bench.server.url}/deployments/name/{name}", timeout=60)
-        answer.raise_for_status()
-        return answer.json()
+        return send("GET", f"{self.bench.server.url}/deployments/name/{name}")
 
     def set_parameters(self, name: str, parameters: dict[str, Any]) -> None:
         """What a run that a trigger or a schedule starts will be given."""
         found = self.deployment(name)
         body = {"parameters": {**found["parameters"], **parameters}}
-        httpx.patch(f"{self.bench.server.url}/deployments/{found['id']}", json=body, timeout=60).raise_for_status()
+        send("PATCH", f"{self.bench.server.url}/deployments/{found['id']}", body)
 
 
 def processes(*words: str) -> dict[int, str]:
@@ -152,10 +164,12 @@ def ranks(folder: Path) -> dict[int, str]:
     return processes("gradelora.train.rank", str(folder))
 
 
-def kill_engine(folder: Path, stage: str) -> bool:
-    """SIGKILL the flow's process while it runs `stage` in `folder`; False where it does not."""
-    for child in processes("gradelora.child", f"{folder}", f"/{stage}/."):
+def kill_engine(folder: Path, stage: str, part: str = "") -> bool:
+    """SIGKILL the flow's process while it runs `stage` in `folder`, asked for `part`; False where it does not."""
+    for child, command in processes("gradelora.child", f"{folder}", f"/{stage}/.").items():
         try:
+            if part not in Path(command.split()[-1]).read_text():
+                continue
             parent = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
             if parent > 1:
                 os.kill(parent, signal.SIGKILL)

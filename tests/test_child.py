@@ -80,6 +80,20 @@ def test_a_child_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pyt
     assert gone(int(lines[0]))
 
 
+def test_a_descendant_in_another_session_that_hangs_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a rank that torchrun has started and that waits for its GPU."""
+    monkeypatch.setattr(launch.end_group, "__defaults__", (0.5,))
+    script = (
+        "import os,signal,subprocess,time;"
+        "p=subprocess.Popen(['sleep','600'], start_new_session=True); os.kill(p.pid, signal.SIGSTOP);"
+        "print(p.pid, flush=True); time.sleep(600)"
+    )
+    lines: list[str] = []
+    with pytest.raises(ChildFailed, match="deadline"):
+        launch.run(launch.python("-c", script), log=tmp_path / "log.txt", deadline_s=1.5, on_line=lines.append)
+    assert gone(int(lines[0]))
+
+
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGKILL])
 def test_no_child_outlives_a_parent_that_is_killed(tmp_path: Path, sig: signal.Signals) -> None:
     script = (

@@ -1,13 +1,18 @@
 """`prefect deployment run finetune/demo` on a real server with a real worker."""
 
+import os
+import signal
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 import yaml
 
+from deployments.processes import flow_runs
 from tests.conftest import ROOT, Bench, wait_for
-from tests.deployed import Deployed, deployed, ranks
+from tests.deployed import Deployed, adapter_digest, deployed, processes, ranks
 
 
 @pytest.fixture(scope="module")
@@ -25,24 +30,49 @@ def test_a_users_mistake_is_the_flow_runs_message(worker: Deployed) -> None:
 
 
 @pytest.mark.slow
-def test_cancelling_in_mid_training_leaves_no_process_and_the_next_run_resumes(worker: Deployed) -> None:
-    changes, folder = ["train.max_steps=5000", "train.save_every=0.001"], worker.bench.folder
+def test_cancelling_in_mid_training_leaves_no_process_and_the_next_run_ends_with_the_undisturbed_adapter(
+    worker: Deployed,
+) -> None:
+    changes, folder = ["train.max_steps=30", "train.save_every=0.1"], worker.bench.folder
     first = worker.start(*changes)
-    sealed = "store/train/.*/checkpoints/*/manifest.json"
-    wait_for(lambda: list(folder.glob(sealed)), 240, f"no checkpoint was sealed\n{worker.log}")
+    hold_training(worker)
     cancel(worker, first)
-    assert list(folder.glob(sealed))
-    second = worker.start(*changes)
-    log = next(folder.glob("store/train/.*/aside/ranks.log"))
-    wait_for(lambda: "resuming from step-" in log.read_text(), 240, f"it did not resume\n{worker.log}")
-    cancel(worker, second)
+    wait_for(lambda: not processes_of(worker, first), 30, f"left: {processes_of(worker, first)}")
+    assert not processes(f"{folder}/store")
+    second = worker.ended(worker.start(*changes))
+    assert second["state_type"] == "COMPLETED", worker.log
+    (sealed,) = [p for p in (folder / "store" / "train").iterdir() if not p.name.startswith(".")]
+    assert "resuming from step-" in (sealed / "aside" / "ranks.log").read_text()
+    elsewhere = worker.bench.overrides(*changes, f"store.root={folder}/undisturbed")
+    settings = [part for change in elsewhere for part in ("--set", change)]
+    done = worker.bench.server.run("gradelora.cli", "train", "--config", "deployments/demo.yaml", *settings)
+    assert done.returncode == 0, done.stderr
+    assert adapter_digest(folder / "store") == adapter_digest(folder / "undisturbed")
+
+
+def hold_training(worker: Deployed) -> None:
+    """Stop the ranks once a checkpoint is sealed: so short a training would end before it is cancelled."""
+    folder, until = worker.bench.folder, time.monotonic() + 240
+    while not list(folder.glob("store/train/.*/checkpoints/*/manifest.json")):
+        assert time.monotonic() < until, f"no checkpoint was sealed\n{worker.log}"
+        time.sleep(0.02)
+    held = ranks(folder)
+    for pid in held:
+        os.kill(pid, signal.SIGSTOP)
+    assert held, "training had ended"
+
+
+def processes_of(worker: Deployed, run_id: str) -> list[int]:
+    """Process groups of any kind that work on the run, by what their environment says."""
+    home = Path(worker.bench.server.env["PREFECT_HOME"])
+    return [group for group, run in flow_runs(home).items() if run == run_id]
 
 
 def cancel(worker: Deployed, run_id: str) -> None:
+    assert processes_of(worker, run_id), "the search would find what is there"
     done = worker.bench.server.run("prefect", "flow-run", "cancel", run_id)
     assert done.returncode == 0, done.stderr
-    wait_for(lambda: not ranks(worker.bench.folder), 90, "the ranks outlived the cancelled run")
-    assert worker.ended(run_id, 60)["state_type"] == "CANCELLED"
+    assert worker.ended(run_id, 90)["state_type"] == "CANCELLED"
     limits = httpx.get(f"{worker.bench.server.url}/v2/concurrency_limits/gpu", timeout=60).json()
     assert limits["active_slots"] == 0
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from gradelora.config import RunConfig
 from gradelora.config_file import build_config
 from gradelora.errors import BadConfig
 from gradelora.landing import Landing, News, Quiet, Seen, look, open_for_writing
+from tests.network import BUCKET, S3
 
 
 @pytest.fixture
@@ -42,6 +44,12 @@ def long_ago(landing: Landing) -> None:
     landing._write(seen.model_copy(update={"accepted": 0.0}))
 
 
+def told(landing: Landing, news: News) -> None:
+    """A moment ago, and a run has come of it."""
+    landing.told(news, time.time())
+    landing.answered()
+
+
 def news_of(landing: Landing, sleep: Callable[[float], None] = no_wait) -> News:
     news = landing.examine(1, sleep)
     assert isinstance(news, News), news
@@ -57,7 +65,7 @@ def quiet(landing: Landing, sleep: Callable[[float], None] = no_wait) -> str:
 def act(landing: Landing) -> News:
     news = news_of(landing)
     landing.take(news)
-    landing.acted_upon(news)
+    told(landing, news)
     long_ago(landing)
     return news
 
@@ -128,11 +136,24 @@ def test_a_second_event_waits_for_the_end_of_the_triggers_window(run: RunConfig,
     """Within it the server would count the event to the run that it has started already."""
     drop(tmp_path / "data", 1)
     landing = Landing(run)
-    landing.acted_upon(news_of(landing))
+    told(landing, news_of(landing))
     drop(tmp_path / "data", 2)
     assert "less than 60 s ago" in quiet(landing)
     long_ago(landing)
     assert news_of(landing)
+
+
+def test_news_of_which_no_run_came_is_told_again(run: RunConfig, tmp_path: Path) -> None:
+    """A server may take an event and lose it."""
+    drop(tmp_path / "data", 1)
+    landing = Landing(run)
+    first = news_of(landing)
+    landing.told(first, time.time())
+    assert "less than 60 s ago" in quiet(landing)
+    long_ago(landing)
+    assert news_of(landing) == first
+    landing.answered()
+    assert "unchanged" in quiet(landing)
 
 
 def test_a_record_that_cannot_be_read_means_told_twice_not_never(run: RunConfig, tmp_path: Path) -> None:
@@ -162,6 +183,36 @@ def test_files_of_a_url_are_copied_whole_and_what_is_gone_there_goes_here(run: R
     bucket.pipe("/bucket/a/1.json", b"[11]")
     act(landing)
     assert {p.name: p.read_text() for p in copies.iterdir()} == {"1.json": "[11]", "2.json": "[2]"}
+
+
+@pytest.mark.slow
+def test_a_bucket_on_a_real_s3_server_is_watched_as_a_folder_is(
+    run: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """moto's server, through s3fs: what is new, what was put again the same, what is gone."""
+    s3 = S3("127.0.0.1")
+    try:
+        for name, value in s3.env.items():
+            monkeypatch.setenv(name, value)
+        client = s3.client()
+        for number in range(3):
+            client.put_object(Bucket=BUCKET, Key=f"answers/{number}.json", Body=b"[%d]" % number)
+        client.put_object(Bucket=BUCKET, Key="answers/readme.txt", Body=b"no data")
+        landing = Landing(run, f"s3://{BUCKET}/answers/*.json")
+        first = act(landing)
+        assert landing.copies is not None
+        assert {p.name: p.read_text() for p in landing.copies.iterdir()} == {f"{n}.json": f"[{n}]" for n in range(3)}
+        assert "unchanged" in quiet(landing)
+        # S3 keeps times to the second.
+        time.sleep(1.1)
+        client.put_object(Bucket=BUCKET, Key="answers/0.json", Body=b"[0]")
+        assert "of the same contents" in quiet(landing)
+        client.put_object(Bucket=BUCKET, Key="answers/1.json", Body=b"[11]")
+        client.delete_object(Bucket=BUCKET, Key="answers/2.json")
+        assert act(landing).fingerprint != first.fingerprint
+        assert {p.name: p.read_text() for p in landing.copies.iterdir()} == {"0.json": "[0]", "1.json": "[11]"}
+    finally:
+        s3.stop()
 
 
 def test_a_lost_copy_is_brought_again_and_is_no_news(run: RunConfig) -> None:

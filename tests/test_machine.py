@@ -5,11 +5,15 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 from deployments import processes, up
@@ -17,6 +21,11 @@ from gradelora.errors import BadConfig, ChildFailed
 from tests.conftest import ROOT, free_port, wait_for
 from tests.deployed import processes as listed
 
+SECRETS = {
+    "HF_TOKEN": "hf_of_the_worker",
+    "AWS_SECRET_ACCESS_KEY": "key_of_the_mirror",
+    "WANDB_API_KEY": "key_of_wandb",
+}
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 
 
@@ -55,6 +64,85 @@ def test_one_that_dies_while_it_starts_is_told_with_its_last_words(tmp_path: Pat
         processes.wait_until(lambda: False, "x", tmp_path, 30)
 
 
+def test_what_a_killed_worker_left_at_work_is_found_and_ended(tmp_path: Path) -> None:
+    """A run's process and its stage's, each in a session of its own, as Prefect and launch.run start them."""
+    stage = [sys.executable, "-c", f"import time; time.sleep(600) #{tmp_path}"]
+    engine = f"import subprocess, time; subprocess.Popen({stage}, start_new_session=True); time.sleep(600)"
+    env = {**os.environ, "PREFECT_HOME": str(tmp_path), "PREFECT__FLOW_RUN_ID": "run-1"}
+    processes.start("x", [sys.executable, "-c", engine], folder=tmp_path, env=env, url="u")
+    other = processes.start("y", SLEEP, folder=tmp_path, env={**env, "PREFECT_HOME": "/elsewhere"}, url="u")
+    try:
+        wait_for(lambda: len(processes.flow_runs(tmp_path)) == 2, 30, "the two were not found")
+        assert processes.end_flow_runs(tmp_path) == {"run-1"}
+        assert not listed(str(tmp_path))
+        assert alive(other.pid)
+    finally:
+        processes.stop("y", tmp_path)
+
+
+def test_a_long_log_begins_anew_under_its_writers_hands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "LOG_BYTES", 100)
+    log = tmp_path / "x.log"
+    with log.open("a") as writer:
+        for text in ("short", "a long line" * 10):
+            writer.write(text)
+            writer.flush()
+            processes.shorten("x", tmp_path)
+        writer.write("new")
+    assert log.read_text() == "new"
+    assert log.with_suffix(".log.1").read_text().startswith("short" + "a long line")
+
+
+def test_a_server_that_hangs_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As far as the port, which another program holds here."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(up, "HANGS_S", 0.1)
+    up.MACHINE.mkdir(parents=True)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        # It takes connections and never answers.
+        other.listen()
+        url = f"http://127.0.0.1:{other.getsockname()[1]}/api"
+        hung = processes.start(up.SERVER, SLEEP, folder=up.MACHINE, env=os.environ, url=url)
+        with pytest.raises(BadConfig, match="is taken"):
+            up._server(None)
+    assert not alive(hung.pid)
+    assert "runs" not in capsys.readouterr().out
+
+
+def test_a_worker_that_hangs_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(up, "HANGS_S", 0.1)
+    up.MACHINE.mkdir(parents=True)
+    hung = processes.start(up.WORKER, SLEEP, folder=up.MACHINE, env=os.environ, url="u")
+    heard: list[int] = []
+    # What the server says: nothing of the old one, then of the new one.
+    monkeypatch.setattr(
+        up, "_online", lambda *_: processes.running(up.WORKER, up.MACHINE) != hung and not heard.append(1)
+    )
+    try:
+        up._worker("u")
+        assert "started" in (told := capsys.readouterr().out)
+        assert "gave no sign of life" in told
+        wait_for(lambda: not alive(hung.pid), 30, "the one that hung was left")
+        assert heard
+    finally:
+        processes.stop(up.WORKER, up.MACHINE)
+
+
+@pytest.mark.slow
+def test_a_database_that_cannot_be_read_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    up.HOME.mkdir(parents=True)
+    (up.HOME / "prefect.db").write_text("no database" * 100)
+    with pytest.raises(ChildFailed, match=r"cannot be read: .*file is not a database"):
+        up._forgive({**up.environment("u"), "PYTHONPATH": str(ROOT)})
+
+
 def test_a_port_that_another_program_holds_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with socket.socket() as other:
@@ -81,7 +169,8 @@ def run(project: Path, module: str, *arguments: str) -> "subprocess.CompletedPro
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=project,
-        env={**os.environ, "HF_TOKEN": "hf_of_the_worker"},
+        # PWD as `make -C` and cron leave it.
+        env={**os.environ, "PWD": "/", **SECRETS},
         capture_output=True,
         text=True,
         check=False,
@@ -114,11 +203,13 @@ def test_up_twice_and_down(project: Path) -> None:
 
     machine = project / ".gradelora" / "machine"
     pids = {name: json.loads((machine / f"{name}.json").read_text())["pid"] for name in ("server", "worker")}
-    assert "hf_of_the_worker" in environment_of(pids["worker"])
-    assert "hf_of_the_worker" not in environment_of(pids["server"])
-    for folder in (project / ".gradelora", machine, project / ".gradelora" / "prefect"):
+    for secret in SECRETS.values():
+        assert secret in environment_of(pids["worker"])
+        assert secret not in environment_of(pids["server"])
+    for folder in (project / ".gradelora", machine, project / up.HOME):
         assert folder.stat().st_mode & 0o777 == 0o700
 
+    engine = a_long_look(project, f"http://127.0.0.1:{port}/api")
     os.kill(pids["worker"], signal.SIGKILL)
     mended = run(project, "deployments.up", "--port", str(port))
     assert "worker: started" in mended.stdout
@@ -126,10 +217,32 @@ def test_up_twice_and_down(project: Path) -> None:
     assert "server: runs" in mended.stdout
     new = json.loads((machine / "worker.json").read_text())["pid"]
 
+    assert alive(engine), "a run goes on without its worker"
     ended = run(project, "deployments.down")
-    assert ended.stdout.splitlines() == ["worker: stopped", "server: stopped"]
-    assert not any(alive(pid) for pid in (pids["server"], new))
+    worker, cut_off, server = ended.stdout.splitlines()
+    assert (worker, server) == ("worker: stopped", "server: stopped")
+    assert "cut off" in cut_off
+    assert not any(alive(pid) for pid in (pids["server"], new, engine))
+    assert not processes.flow_runs(project / up.HOME)
+    with closing(sqlite3.connect(project / up.HOME / "prefect.db")) as database:
+        ((state,),) = database.execute("select state_name from flow_run where name = 'long-look'")
+    assert state == "AwaitingRetry"
     assert run(project, "deployments.down").stdout.splitlines() == ["worker: did not run", "server: did not run"]
+
+
+def a_long_look(project: Path, url: str) -> int:
+    """Start a run of land/watch that waits for ten minutes between its looks; its process."""
+    (project / "a.json").write_text("[]")
+    watch = httpx.get(f"{url}/deployments/name/land/watch", timeout=60).json()
+    # The runs' folder is this one, whatever PWD said.
+    assert watch["pull_steps"] == [{"prefect.deployments.steps.set_working_directory": {"directory": str(project)}}]
+    parameters = {**watch["parameters"], "overrides": ["data.files=[a.json]"], "settle_s": 600}
+    body: dict[str, Any] = {"name": "long-look", "parameters": parameters, "state": {"type": "SCHEDULED"}}
+    made = httpx.post(f"{url}/deployments/{watch['id']}/create_flow_run", json=body, timeout=60).raise_for_status()
+    mine = made.json()["id"]
+    wait_for(lambda: httpx.get(f"{url}/flow_runs/{mine}").json()["state_type"] == "RUNNING", 120, "no run began")
+    (engine,) = [group for group, run in processes.flow_runs(project / up.HOME).items() if run == mine]
+    return engine
 
 
 def test_a_server_that_died_comes_back_where_its_runs_look_for_it(

@@ -1,12 +1,12 @@
 """What a team relies on that leaves it running: new data, dead processes, refusals, alerts; on a real server."""
 
-import http.server
 import json
 import os
+import signal
+import socket
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -15,21 +15,33 @@ from typing import Any
 
 import pytest
 
-from gradelora.artifacts import Adapter, EvalReport
-from gradelora.champion import champion_of, promote
+from deployments.processes import flow_runs
+from flows.land import land
+from gradelora.champion import champion_of
 from gradelora.landing import Seen
-from gradelora.store import read_receipt
 from tests.conftest import ROOT, Bench, wait_for
-from tests.deployed import Deployed, adapter_digest, deployed, kill_engine, processes, switch_watch
+from tests.deployed import Deployed, adapter_digest, deployed, kill_engine, processes, send, switch_schedule
+from tests.webhook import NAME, Webhook, webhook
 
 pytestmark = pytest.mark.slow
 FILES = 10
+# Enough for a gain that the gate can see: such an adapter is promoted and merged.
+LEARNS = ("train.max_steps=30", "train.warmup_steps=5", "merge.enabled=true")
 
 
 @pytest.fixture(scope="module")
-def running(bench: Bench) -> Iterator[Deployed]:
+def hook(bench: Bench) -> Iterator[Webhook]:
+    with webhook(bench.server) as hook:
+        yield hook
+
+
+@pytest.fixture(scope="module")
+def running(bench: Bench, hook: Webhook) -> Iterator[Deployed]:
+    """Whoever is to be told is told from the first run on."""
     with deployed(bench) as running:
-        running.set_parameters("finetune/demo", {"overrides": bench.overrides()})
+        done = bench.server.run("deployments.registration", "--notify", NAME)
+        assert "created automation: tell of failed runs" in done.stdout, done.stderr
+        running.set_parameters("finetune/demo", {"overrides": bench.overrides(*LEARNS)})
         yield running
 
 
@@ -68,6 +80,26 @@ def test_ten_files_at_once_start_one_run(running: Deployed, landed: Any) -> None
     assert len(finetunes(running)) == 1
 
 
+def test_a_run_that_did_everything_shows_how_far_download_training_and_merge_are(
+    running: Deployed, landed: Any
+) -> None:
+    shown = running.artifacts(landed["id"])
+    for stage in ("fetch-tokenizer", "fetch-everything", "train", "merge"):
+        assert shown[f"demo-{stage}"]["type"] == "progress", stage
+        assert shown[f"demo-{stage}"]["data"] == 100.0
+    # The last line that the stage said stands beside the bar.
+    assert "30/30" in shown["demo-train"]["description"]
+
+
+def test_a_promoted_adapter_is_champion_and_told_once(running: Deployed, landed: Any, hook: Webhook) -> None:
+    champion = champion_of(running.bench.folder / "store", "demo")
+    assert champion is not None
+    assert champion.adapter.digest == adapter_digest(running.bench.folder / "store")
+    wait_for(lambda: hook.told("adapter promoted (demo)"), 60, f"{hook.received}")
+    (body,) = hook.told("adapter promoted (demo)")
+    assert body.startswith("promoted on unseen_answers")
+
+
 def test_a_touched_file_starts_none_and_shows_why(running: Deployed, landed: Any) -> None:
     os.utime(running.bench.folder / "data" / "part_0.json", ns=(1, 1))
     name, message = look(running)
@@ -83,39 +115,54 @@ def test_a_run_on_unchanged_data_is_cached_whole_shows_everything_and_needs_no_g
     slots = {"names": ["gpu"], "slots": 1, "mode": "concurrency"}
     running.post("/v2/concurrency_limits/increment", slots)
     try:
-        run = running.run()
+        run = running.run(*LEARNS)
     finally:
         running.post("/v2/concurrency_limits/decrement", slots)
     assert run["state_type"] == "COMPLETED", running.log
     states = running.task_states(run["id"])
     cached = {name for name, state in states.items() if state == "Cached"}
-    assert cached >= {"fetch tokenizer", "fetch everything", "validate", "encode", "train", "evaluate"}
+    assert cached >= {"fetch tokenizer", "fetch everything", "validate", "encode", "train", "evaluate", "merge"}
     kinds = ("plan", "validation", "loss", "agreement", "stages", "report", "base-model")
-    assert {f"demo-{kind}" for kind in kinds} <= set(running.artifacts(run["id"]))
+    shown = running.artifacts(run["id"])
+    assert {f"demo-{kind}" for kind in kinds} <= set(shown)
+    # A browser would refuse an address on the worker's disk: it stands there as text, with a way to it.
+    assert f"scp {socket.gethostname()}:" in shown["demo-report"]["data"]
 
 
-def crown(running: Deployed) -> str:
-    """Make the adapter at hand champion, as a gate that is content would; its digest."""
-    root = running.bench.folder / "store"
-    found: dict[str, Any] = {}
-    for stage, kind in (("train", Adapter), ("evaluate", EvalReport)):
-        (folder,) = [p for p in (root / stage).iterdir() if not p.name.startswith(".")]
-        found[stage] = kind.model_validate({**read_receipt(folder).artifact, "path": folder})
-    promote(root, "demo", adapter=found["train"], report=found["evaluate"], data_digest="x", reason="for the test")
-    digest: str = found["train"].digest
-    return digest
-
-
-def test_bad_data_end_the_run_with_a_report_and_keep_the_champion(running: Deployed, landed: Any) -> None:
-    champion, bad = crown(running), running.bench.folder / "data" / "bad.json"
-    # The trigger's window, over at once.
+def over_a_minute_ago(running: Deployed) -> None:
+    """The trigger's window, over at once; later than the run that ten files have started."""
     state = running.bench.folder / "store" / "landing" / "demo.json"
     seen = Seen.model_validate_json(state.read_text())
-    state.write_text(seen.model_copy(update={"accepted": 0.0}).model_dump_json())
+    state.write_text(seen.model_copy(update={"accepted": seen.accepted - 61}).model_dump_json())
+
+
+def switch_trigger(running: Deployed, *, on: bool) -> None:
+    """An event that comes while it is off starts nothing: as good as lost."""
+    found = running.post("/automations/filter", {"automations": {"name": {"any_": ["new data start finetune/demo"]}}})
+    address = f"{running.bench.server.url}/automations/{found[0]['id']}"
+    send("PATCH", address, {"enabled": on})
+    # The server's triggers learn of it within moments.
+    time.sleep(5)
+
+
+def test_lost_news_are_told_again_and_bad_data_end_the_run_with_a_report_and_keep_the_champion(
+    running: Deployed, landed: Any
+) -> None:
+    root, bad = running.bench.folder / "store", running.bench.folder / "data" / "bad.json"
+    champion = champion_of(root, "demo")
     before = len(finetunes(running))
+    over_a_minute_ago(running)
     bad.write_text('[{"record_id": ')
     try:
-        assert look(running)[0] == "Landed"
+        switch_trigger(running, on=False)
+        name, message = look(running)
+        assert (name, "told again" in message) == ("Landed", False)
+        switch_trigger(running, on=True)
+        assert "less than 60 s ago" in look(running)[1]
+        assert len(finetunes(running)) == before
+        over_a_minute_ago(running)
+        name, message = look(running)
+        assert (name, "told again" in message) == ("Landed", True)
         wait_for(lambda: len(finetunes(running)) > before, 90, "no run was started")
         run = running.ended(finetunes(running)[0]["id"])
         assert run["state_type"] == "FAILED"
@@ -123,23 +170,21 @@ def test_bad_data_end_the_run_with_a_report_and_keep_the_champion(running: Deplo
         report = running.artifacts(run["id"])["demo-validation"]
         assert "the run is blocked" in report["description"]
         assert "bad.json" in json.dumps(report["data"])
-        now = champion_of(running.bench.folder / "store", "demo")
-        assert now is not None
-        assert now.adapter.digest == champion
+        assert champion_of(root, "demo") == champion
         # The same bad files do not start a run again and again.
         assert look(running)[0] == "NothingNew"
     finally:
         bad.unlink()
 
 
-STAGES = ("fetch", "validate", "encode", "train", "evaluate")
+STAGES = ("fetch", "validate", "encode", "train", "evaluate", "merge")
 
 
 def test_an_engine_killed_in_every_stage_ends_with_the_undisturbed_adapter(running: Deployed, landed: Any) -> None:
     """Once it goes on by resume/crashed, then by `prefect flow-run retry`."""
     folder = running.bench.folder
     undisturbed = adapter_digest(folder / "store")
-    run_id = running.start(f"store.root={folder}/again", f"runtime.hub_cache={folder}/again-hub")
+    run_id = running.start(*LEARNS, f"store.root={folder}/again", f"runtime.hub_cache={folder}/again-hub")
     for kills, stage in enumerate(STAGES, start=1):
         kill_in(running, folder / "again", stage)
         wait_for(lambda: running.read(run_id)["state_type"] == "CRASHED", 60, running.log)
@@ -160,17 +205,18 @@ def test_an_engine_killed_in_every_stage_ends_with_the_undisturbed_adapter(runni
 
 
 def kill_in(running: Deployed, store: Path, stage: str) -> None:
-    """SIGKILL the engine as soon as it runs `stage`; train not before a checkpoint is sealed."""
+    """SIGKILL the engine as soon as it runs `stage`; train not before a checkpoint is sealed, fetch at the weights."""
     deadline = time.monotonic() + 200
     while stage == "train" and not list(store.glob("train/.*/checkpoints/*/manifest.json")):
         assert time.monotonic() < deadline, f"no checkpoint\n{running.log}"
         time.sleep(0.02)
-    while not kill_engine(store, stage):
+    part = "everything" if stage == "fetch" else ""
+    while not kill_engine(store, stage, part):
         assert time.monotonic() < deadline, f"{stage} was never seen\n{running.log}"
         time.sleep(0.02)
 
 
-def test_two_runs_of_one_configuration_at_once_train_once(running: Deployed, landed: Any) -> None:
+def test_two_runs_of_one_configuration_at_once_train_once(running: Deployed, landed: Any, hook: Webhook) -> None:
     bench = running.bench
     changes = [part for change in bench.overrides("train.learning_rate=1e-3") for part in ("--set", change)]
     command = [sys.executable, "-m", "flows.finetune", "--config", "deployments/demo.yaml", "--json", *changes]
@@ -181,62 +227,119 @@ def test_two_runs_of_one_configuration_at_once_train_once(running: Deployed, lan
     outcomes = [json.loads(process.communicate(timeout=400)[0].splitlines()[-1]) for process in both]
     trained = [s["cached"] for outcome in outcomes for s in outcome["stages"] if s["stage"] == "train"]
     assert sorted(trained) == [False, True]
+    # Four steps gain nothing over the champion.
+    wait_for(lambda: hook.told("adapter refused (demo)"), 60, f"{hook.received}")
+    (body,) = hook.told("adapter refused (demo)")
+    assert body.startswith("refused on unseen_answers")
 
 
-class Receiver(http.server.BaseHTTPRequestHandler):
-    """A webhook on loopback that keeps what it is sent."""
-
-    received: list[dict[str, Any]] = []  # noqa: RUF012
-
-    def do_POST(self) -> None:
-        self.received.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-        self.send_response(204)
-        self.end_headers()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-BLOCK = """
-import sys
-from prefect.blocks.notifications import CustomWebhookNotificationBlock
-text = {"subject": "{{subject}}", "body": "{{body}}"}
-CustomWebhookNotificationBlock(name="graders", url=sys.argv[1], json_data=text).save("graders", overwrite=True)
-"""
-SEND = """
-from tasks.events import BUDGET_REACHED, PROMOTED, REFUSED, send
-for event in (PROMOTED, REFUSED, BUDGET_REACHED):
-    send(event, "demo", {"reason": f"because of {event}"})
-"""
-
-
-def test_people_are_told_through_a_notification_block(running: Deployed) -> None:
+def test_people_are_told_of_failures_budgets_and_runs_that_nobody_takes_up(running: Deployed, hook: Webhook) -> None:
     server = running.bench.server
-    hook = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
-    threading.Thread(target=hook.serve_forever, daemon=True).start()
+    absent = server.run("deployments.registration", "--notify", "slack-webhook/absent")
+    assert absent.returncode == 2
+    assert NAME in absent.stderr
+    again = server.run("deployments.registration", "--notify", NAME)
+    assert "nothing changed" in again.stdout
+    failed = running.run("train.learning_rate=2e-3", "runtime.budget_hours=1e-6")
+    assert failed["state_type"] == "FAILED"
+    switch_pool(running, paused=True)
+    late = running.create("finetune/demo", {"config": "deployments/absent.yaml"}, {"type": "SCHEDULED"})
     try:
-        block = [sys.executable, "-c", BLOCK, f"http://127.0.0.1:{hook.server_port}/"]
-        subprocess.run(block, env=server.env, cwd=ROOT, check=True)
-        absent = server.run("deployments.registration", "--notify", "slack-webhook/absent")
-        assert absent.returncode == 2
-        assert "custom-webhook/graders" in absent.stderr
-        done = server.run("deployments.registration", "--notify", "custom-webhook/graders")
-        assert "created automation: tell of failed runs" in done.stdout, done.stderr
-        again = server.run("deployments.registration", "--notify", "custom-webhook/graders")
-        assert "nothing changed" in again.stdout
-        # The server's triggers learn of a new automation within moments.
-        time.sleep(5)
-        subprocess.run([sys.executable, "-c", SEND], env=server.env, cwd=ROOT, check=True)
-        failed = running.run("base.revision=nowhere")
-        assert failed["state_type"] == "FAILED"
-        wait_for(lambda: len(Receiver.received) >= 4, 60, f"{Receiver.received}")
+        for subject in ("budget reached (demo)", "Failed", "no worker takes up runs"):
+            wait_for(lambda subject=subject: hook.told(subject), 90, f"{subject}: {hook.received}")
     finally:
-        hook.shutdown()
-    told = {m["subject"]: m["body"] for m in Receiver.received}
-    assert told["gradelora: adapter promoted (demo)"] == "because of gradelora.adapter.promoted"
-    assert "gradelora: adapter refused (demo)" in told
-    assert "gradelora: budget reached (demo)" in told
-    assert "nowhere" in told["gradelora: Failed"]
+        switch_pool(running, paused=False)
+    assert any("hours are used up" in body for body in hook.told("Failed"))
+    assert running.ended(late)["state_type"] == "FAILED"
+
+
+def switch_pool(running: Deployed, *, paused: bool) -> None:
+    address = f"{running.bench.server.url}/work_pools/gradelora"
+    send("PATCH", address, {"is_paused": paused})
+
+
+def test_a_run_that_nobody_begins_goes_on_and_one_that_nobody_ends_is_cancelled(running: Deployed, landed: Any) -> None:
+    """A machine that died in the seconds before a run began, or while it was being cancelled."""
+    later = {"type": "SCHEDULED", "state_details": {"scheduled_time": "2100-01-01T00:00:00Z"}}
+    given = {"overrides": running.bench.overrides(*LEARNS)}
+    pending, cancelling = (running.create("finetune/demo", given, later) for _ in range(2))
+    force(running, pending, "PENDING")
+    force(running, cancelling, "CANCELLING")
+    assert "cancelled: none" in running.post_run("resume/crashed", {})["state"]["message"]
+    looked = running.post_run("resume/crashed", {"stuck_minutes": 0})
+    assert running.read(pending)["name"] in looked["state"]["message"]
+    assert running.read(cancelling)["state_type"] == "CANCELLED"
+    assert running.ended(pending)["state_type"] == "COMPLETED", running.log
+
+
+def force(running: Deployed, run_id: str, state: str) -> None:
+    running.post(f"/flow_runs/{run_id}/set_state", {"state": {"type": state}, "force": True})
+
+
+def test_a_silent_run_becomes_crashed_and_a_healthy_one_of_that_age_goes_on(running: Deployed, landed: Any) -> None:
+    """Two heartbeats and a half where the automation allows ten."""
+    allowed = 75.0
+    set_silence(running, allowed)
+    healthy = running.start(deployment="land/watch", config="deployments/demo.yaml", settle_s=1000)
+    silent = running.start("train.max_steps=5000")
+    home = Path(running.bench.server.env["PREFECT_HOME"])
+    try:
+        for run_id in (healthy, silent):
+            wait_for(lambda run_id=run_id: heartbeats(running, run_id), 120, f"no heartbeat\n{running.log}")
+        engine = next(group for group, run in flow_runs(home).items() if run == silent)
+        os.killpg(engine, signal.SIGSTOP)
+        stopped = time.monotonic()
+        wait_for(lambda: running.read(silent)["state_type"] == "CRASHED", 2 * allowed, "it never counted as dead")
+        assert time.monotonic() - stopped > allowed - 35
+        assert "no heartbeat" in running.read(silent)["state"]["message"]
+        assert running.read(healthy)["state_type"] == "RUNNING"
+        assert heartbeats(running, healthy) >= 3
+    finally:
+        for run_id in (silent, healthy):
+            send("DELETE", f"{running.bench.server.url}/flow_runs/{run_id}")
+        for group, run in flow_runs(home).items():
+            if run in (silent, healthy):
+                os.killpg(group, signal.SIGKILL)
+    renewed = running.bench.server.run("deployments.registration")
+    assert "renewed automation: dead runs are marked Crashed" in renewed.stdout, renewed.stderr
+
+
+def set_silence(running: Deployed, seconds: float) -> None:
+    chosen = {"automations": {"name": {"any_": ["dead runs are marked Crashed"]}}}
+    (found,) = running.post("/automations/filter", chosen)
+    trigger = found["trigger"] | {"within": seconds}
+    names = ("name", "description", "enabled", "tags", "actions", "actions_on_trigger", "actions_on_resolve")
+    body = {name: found[name] for name in names} | {"trigger": trigger}
+    address = f"{running.bench.server.url}/automations/{found['id']}"
+    send("PUT", address, body)
+    time.sleep(5)
+
+
+def heartbeats(running: Deployed, run_id: str) -> int:
+    chosen = {"event": {"name": ["prefect.flow-run.heartbeat"]}, "resource": {"id": [f"prefect.flow-run.{run_id}"]}}
+    return int(running.post("/events/filter", {"filter": chosen})["total"])
+
+
+HANGS = """
+from flows.land import land
+land.with_options(timeout_seconds=3)(config="deployments/demo.yaml", overrides=[{place!r}], settle_s=600)
+"""
+
+
+def test_a_look_that_hangs_ends_by_itself(running: Deployed) -> None:
+    """Else every later look would be dropped while it goes on."""
+    assert land.timeout_seconds == 3600
+    code = HANGS.format(place=f"store.root={running.bench.folder}/hangs")
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=running.bench.server.env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "exceeded timeout of 3" in done.stderr
 
 
 def test_the_server_makes_runs_of_a_schedule(running: Deployed) -> None:
@@ -250,12 +353,12 @@ def test_the_server_makes_runs_of_a_schedule(running: Deployed) -> None:
         times = [datetime.fromisoformat(run["expected_start_time"]) for run in runs]
         return sorted(time for time in times if time > began)
 
-    switch_watch(running.bench, on=True)
+    switch_schedule(running.bench, "land/watch", on=True)
     try:
         wait_for(ahead, 90, "no run was scheduled")
         assert ahead()[0] - began <= timedelta(minutes=5)
     finally:
-        switch_watch(running.bench, on=False)
+        switch_schedule(running.bench, "land/watch", on=False)
 
 
 def test_a_server_that_comes_back_counts_heartbeats_anew(running: Deployed, tmp_path: Path) -> None:
@@ -276,3 +379,11 @@ def test_a_server_that_comes_back_counts_heartbeats_anew(running: Deployed, tmp_
         ((end,),) = database.execute("select end from automation_bucket where id = '1'")
     left = datetime.fromisoformat(end).replace(tzinfo=UTC) - datetime.now(UTC)
     assert timedelta(minutes=4) < left < timedelta(minutes=5)
+
+
+def test_runs_begin_in_the_folder_that_the_registration_names(running: Deployed) -> None:
+    """Last of all: no worker has the project there."""
+    done = running.bench.server.run("deployments.registration", "--folder", "/opt/gradelora")
+    assert "registered deployment: finetune/demo" in done.stdout, done.stderr
+    (step,) = running.deployment("finetune/demo")["pull_steps"]
+    assert step["prefect.deployments.steps.set_working_directory"] == {"directory": "/opt/gradelora"}
