@@ -1,130 +1,85 @@
-"""How often the gate promotes what is no better, and what is: simulated evaluations, each settled to its end.
+"""How often the gate promotes what is no better, and what is: simulated evaluations.
 
-    python bench/simulate_gate.py [--runs 1000] [--gain 0.1] [--processes N]
+    python -m bench.simulate_gate [--runs 1000] [--gain 0.1] [--processes N]
 
-A question has its own maximum and difficulty, a student an ability where students matter.  The human score of an answer
-is its true quality plus noise, cut into points.  A scorer does the same with its own noise, in
-every question with its own bias and precision, and towards every student with its own bias: that
-is what makes answers of one question, and those of one student, dependent.  Base and adapter are
-drawn alike where they are equally good; a real gain is an adapter with less noise, as much less as
-moves QWK by `gate.expected_gain` over many questions.
+The worlds stand in `bench/gate_worlds.py`.  A run has the default settings and takes from the
+evaluation the figures on which `gate.decide` decides.  The first runs of each line are also settled
+to their end: predictions are written, measured and summarised as the evaluate stage does it,
+`gate.settle` moves the champion or keeps the refusal, and its verdict must be the same.  A line says
+how often the gate promoted; `said` is the mean of what the verdicts themselves said.
 
-Every run is the whole gate: predictions are written, measured and summarised as the evaluate
-stage does it, and `gate.settle` judges them and moves the champion or keeps the refusal.  A line
-says how often it promoted; `power` is the mean of what the verdicts themselves said.
+Exits with 1 where equally good scorers are promoted more often than alpha and the error of so many
+runs, or where what the verdicts say is further than MAX_OFF from what came.
 """
 
 import argparse
 import multiprocessing
 import os
+import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from gradelora.artifacts import Adapter, EvalReport
+from bench.gate_worlds import BASE_NOISE, WORLDS, World, columns, draw, noise_of, predictions, qwk_gain, terms
+from gradelora.artifacts import Adapter, EncodedDataset, EvalReport, Interval, SplitCounts
 from gradelora.champion import champion_of, read_champions
+from gradelora.comparison import Comparison, PartGain
 from gradelora.config import EvaluateConfig, GateConfig
-from gradelora.evaluate import agreement
+from gradelora.evaluate.intervals import Resampled, difference_interval, undefined
+from gradelora.evaluate.items import Items
 from gradelora.evaluate.metrics import write_metrics
 from gradelora.evaluate.predictions import FILE, Prediction, write_predictions
+from gradelora.evaluate.resampling import resampled_sums
 from gradelora.evaluate.sections import summarise
-from gradelora.gate import Verdict, settle
+from gradelora.gate import Verdict, decide, settle
 
-RATER_NOISE = 0.35
-QUESTION_BIAS_SD = 0.25
-STUDENT_BIAS_SD = 0.4
-PRECISION_SD = 0.3
-BASE_NOISE = 0.9
-ABILITY_SD = 0.6
-RESAMPLES = 500
+ALPHA = 0.025
+MAX_OFF = 0.05
+WHOLE_RUNS = 5
 NAME = "simulated"
 
 
-@dataclass(frozen=True)
-class World:
-    """`students` answer all of `questions`; `matter`: answers of one depend; `named`: the data say whose they are."""
-
-    questions: int
-    students: int
-    matter: bool
-    named: bool
-
-
-def scored(rng: np.random.Generator, quality_QS: np.ndarray, noise: float, matter: bool) -> np.ndarray:
-    """A scorer's view of the true quality [Q, S] before it is cut into points."""
-    questions, students = quality_QS.shape
-    bias = rng.normal(0, QUESTION_BIAS_SD, (questions, 1)) + matter * rng.normal(0, STUDENT_BIAS_SD, (1, students))
-    spread = noise * np.exp(rng.normal(0, PRECISION_SD, (questions, 1)))
-    return quality_QS + bias + spread * rng.standard_normal(quality_QS.shape)
+def gain_of(items: Items, evaluation: EvaluateConfig) -> tuple[Interval, float]:
+    """The QWK gain as `measure` gives it, and how many equal units it rests on."""
+    units, both = items.units(), terms(items.human, items.base, items.adapter, items.step)
+    drawing = {"resamples": evaluation.resamples, "seed": evaluation.seed}
+    worth = units.worth(np.ones(len(items), dtype=bool))
+    ways = tuple(qwk_gain(resampled_sums(both, codes, **drawing)) for codes in units.ways)
+    value = float(qwk_gain(both.sum(0)))
+    if np.isnan(value):
+        return undefined("one score"), worth
+    resampled = Resampled(ways, units.counts, worth)
+    return difference_interval(value, resampled, confidence_level=evaluation.confidence_level), worth
 
 
-def draw(seed: int, world: World, adapter_noise: float) -> tuple[np.ndarray, ...]:
-    """(maximum [Q, 1], human, base, adapter [Q, S]) in points."""
-    rng, questions, students = np.random.default_rng(seed), world.questions, world.students
-    maximum = rng.integers(2, 6, (questions, 1))
-    difficulty = rng.normal(0, 0.5, (questions, 1))
-    shared = ABILITY_SD * world.matter
-    ability = rng.normal(0, shared, (1, students))
-    rest = np.sqrt(1 - shared**2) * rng.standard_normal((questions, students))
-    quality = rest + ability + difficulty
-
-    def points(view: np.ndarray) -> np.ndarray:
-        return np.clip(np.round((view / 4 + 0.5) * maximum), 0, maximum)
-
-    human = points(quality + RATER_NOISE * rng.standard_normal(quality.shape))
-    base, adapter = (points(scored(rng, quality, noise, world.matter)) for noise in (BASE_NOISE, adapter_noise))
-    return maximum, human, base, adapter
-
-
-def true_gain(adapter_noise: float, matter: bool) -> float:
-    """QWK of the adapter less that of the base over many questions and students."""
-    many = World(1500, 300, matter, named=False)
-    _, human, base, adapter = (array.ravel() for array in draw(0, many, adapter_noise))
-    step = np.ones(human.size)
-    before, after = (float(agreement.qwk(agreement.moments(human, view, step).sum(0))) for view in (base, adapter))
-    return after - before
-
-
-def noise_of(gain: float, matter: bool) -> float:
-    """The adapter's noise that makes a true gain, by bisection."""
-    low, high = 0.0, BASE_NOISE
-    for _ in range(12):
-        middle = (low + high) / 2
-        low, high = (middle, high) if true_gain(middle, matter) > gain else (low, middle)
-    return (low + high) / 2
-
-
-def predictions(seed: int, world: World, adapter_noise: float) -> list[Prediction]:
-    """One simulated evaluation as the stage would write it."""
-    maximum, human, base, adapter = draw(seed, world, adapter_noise)
-    made = []
-    for q in range(world.questions):
-        scale = tuple(float(s) for s in range(int(maximum[q, 0]) + 1))
-        for s in range(world.students):
-            views = {}
-            for name, score in (("base", base[q, s]), ("adapter", adapter[q, s])):
-                views |= {f"{name}_score": score, f"{name}_expected": score, f"{name}_confidence": 1.0}
-                views |= {f"{name}_mass": 1.0, f"{name}_greedy": score, f"{name}_log_probabilities": ()}
-            made.append(
-                Prediction(
-                    item_id=f"{s}:{q}",
-                    record_id=f"{s}",
-                    question_key=f"q{q:03}",
-                    split="unseen_answers",
-                    student=s if world.named else None,
-                    group=None,
-                    score=human[q, s],
-                    max_score=maximum[q, 0],
-                    rater2_score=None,
-                    step=1.0,
-                    scores=scale,
-                    **views,
-                )
-            )
-    return made
+def judged(seed: int, world: World, adapter_noise: float, evaluation: EvaluateConfig | None = None) -> Verdict:
+    """What the gate decides on one simulated evaluation."""
+    evaluation, drawn = evaluation or EvaluateConfig(), draw(seed, world, adapter_noise)
+    whole = columns(drawn, world, np.arange(len(drawn.human)))
+    units, (gain, worth) = whole.units(), gain_of(whole, evaluation)
+    parts = []
+    for q, size in enumerate(world.sizes):
+        of_question, its_worth = gain_of(columns(drawn, world, np.flatnonzero(drawn.question == q)), evaluation)
+        parts.append(PartGain(kind="question", name=f"q{q:03}", items=size, worth=its_worth, gain=of_question))
+    comparison = Comparison(
+        rival="base",
+        why="simulated",
+        split="unseen_answers",
+        items=len(whole),
+        unit=units.unit,
+        units=units.counts[0],
+        crossed=units.crossed,
+        crossed_units=units.crossed_units,
+        worth=worth,
+        confidence_level=evaluation.confidence_level,
+        rival_qwk=undefined("not looked at"),
+        adapter_qwk=undefined("not looked at"),
+        gain=gain,
+        parts=tuple(parts),
+    )
+    return decide(GateConfig(), comparison)
 
 
 def evaluated(folder: Path, made: list[Prediction], config: EvaluateConfig) -> EvalReport:
@@ -138,61 +93,78 @@ def evaluated(folder: Path, made: list[Prediction], config: EvaluateConfig) -> E
     return EvalReport.collect(folder, split="unseen_answers", items=whole.items, **facts)
 
 
-def settled(seed: int, world: World, adapter_noise: float, resamples: int = RESAMPLES) -> Verdict:
-    """One run in a store of its own, whose champion and refusals are looked at."""
-    config = EvaluateConfig(resamples=resamples)
+def data_of(folder: Path) -> EncodedDataset:
+    """Data of no contents, for what asks only whether they are the same."""
+    splits = SplitCounts(train=0, validation=0, unseen_answers=1, unseen_questions=0)
+    facts = {"splits": splits, "tokens": 0, "longest": 0, "pad_token_id": 0}
+    return EncodedDataset(path=folder, files=(), layout="harmony", **facts)
+
+
+def settled(seed: int, world: World, adapter_noise: float, evaluation: EvaluateConfig | None = None) -> Verdict:
+    """One run to its end in a store of its own, whose champion and refusals are looked at."""
+    config = evaluation or EvaluateConfig()
     facts = {"trainable_parameters": 1, "total_parameters": 2, "steps": 1, "final_loss": 1.0}
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         (root / "adapter").mkdir()
         adapter = Adapter.collect(root / "adapter", repo_id="a/b", commit="c", **facts)
         report = evaluated(root / "report", predictions(seed, world, adapter_noise), config)
-        verdict = settle(root, NAME, GateConfig(), config, adapter, report, "data")
+        verdict = settle(root, NAME, GateConfig(), config, adapter, report, data_of(root / "data"), lambda c: c.report)
         assert (champion_of(root, NAME) is not None) == verdict.promoted
         assert len(read_champions(root, NAME).refusals) == (not verdict.promoted)
     return verdict
 
 
-WORLDS = (
-    World(10, 14, matter=False, named=False),
-    World(20, 20, matter=False, named=False),
-    World(10, 14, matter=True, named=True),
-    World(20, 20, matter=True, named=True),
-    World(20, 20, matter=True, named=False),
-)
+def one_run(seed: int, world: World, adapter_noise: float) -> Verdict:
+    """The verdict; of the first runs of a line proved to be that of the whole gate."""
+    verdict = judged(seed, world, adapter_noise)
+    if seed < WHOLE_RUNS:
+        whole = settled(seed, world, adapter_noise)
+        same = (whole.promoted, len(whole.losses)) == (verdict.promoted, len(verdict.losses))
+        near = np.allclose([v.comparison.gain.low or 0 for v in (whole, verdict)], whole.comparison.gain.low or 0)
+        assert same, (seed, world, whole, verdict)
+        assert near, (seed, world, whole, verdict)
+    return verdict
 
 
-def line(world: World, gain: float, noise: float, found: list[Verdict]) -> str:
-    """What became of the runs of one world."""
-    promoted, lost = (np.mean(v) for v in ([v.promoted for v in found], [bool(v.losses) for v in found]))
-    measured, power = (np.mean(v) for v in ([v.comparison.gain.value for v in found], [v.power for v in found]))
+def line(world: World, gain: float, found: list[Verdict], allowed: float) -> tuple[str, bool]:
+    """What became of the runs of one world, and whether it is what the gate promises."""
+    promoted, lost = (float(np.mean(v)) for v in ([v.promoted for v in found], [bool(v.losses) for v in found]))
+    measured = float(np.mean([v.comparison.gain.value for v in found]))
+    powers = [v.power for v in found if v.power is not None]
+    said = float(np.mean(powers)) if powers else None
     students = {(False, False): "independent", (True, True): "named", (True, False): "not named"}
-    return (
-        f"{world.questions:>9} {world.students:>8} {students[world.matter, world.named]:>11} {noise:>6.3f} "
-        f"{gain:>9.2f} {measured:>8.3f} {100 * promoted:>7.1f} % {100 * power:>4.0f} % {100 * lost:>4.1f} %"
-    )
+    # The power is that of the expected gain alone.
+    off = said is not None and gain == GateConfig().expected_gain and abs(promoted - said) > MAX_OFF
+    held = promoted <= allowed if not gain else not off
+    spelled = "   n/a" if said is None else f"{100 * said:>4.1f} %"
+    text = f"{world.name:>18} {students[world.matter, world.named]:>11} {gain:>9.2f} {measured:>8.3f} "
+    return text + f"{100 * promoted:>7.1f} % {spelled} {100 * lost:>4.1f} %  {'ok' if held else 'NOT HELD'}", held
 
 
-def main() -> None:
-    """Print the table."""
+def main() -> int:
+    """Print the table; 0 where every line holds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=1000, help="simulated evaluations a line")
     parser.add_argument("--gain", type=float, default=GateConfig().expected_gain, help="QWK; a real gain's size")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
-    started, runs = time.monotonic(), arguments.runs
-    error = 1.96 * np.sqrt(0.025 * 0.975 / runs)
-    print(f"{runs} gates a line, {RESAMPLES} resamples; the base's noise is {BASE_NOISE}")
-    print(f"Equally good: at most 2.5 % may be promoted, {100 * (0.025 + error):.1f} % of {runs} runs.")
-    print("questions students    of those  noise true gain measured  promoted  power  loss", flush=True)
+    started, runs, all_held = time.monotonic(), arguments.runs, True
+    allowed = ALPHA + 1.96 * float(np.sqrt(ALPHA * (1 - ALPHA) / runs))
+    print(f"{runs} gates a line, {EvaluateConfig().resamples} resamples; the base's noise is {BASE_NOISE}")
+    print(f"Equally good: at most {100 * ALPHA:g} % may be promoted, {100 * allowed:.1f} % of {runs} runs.")
+    print(f"{'answers':>18} of students true gain measured  promoted   said  loss", flush=True)
     with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
         for world in WORLDS:
             for gain in (0.0, arguments.gain):
                 noise = noise_of(gain, world.matter) if gain else BASE_NOISE
-                found = pool.starmap(settled, [(run, world, noise) for run in range(runs)], chunksize=5)
-                print(line(world, gain, noise, found), flush=True)
+                found = pool.starmap(one_run, [(run, world, noise) for run in range(runs)], chunksize=5)
+                text, held = line(world, gain, found, allowed)
+                all_held &= held
+                print(text, flush=True)
     print(f"{(time.monotonic() - started) / 60:.0f} minutes on {arguments.processes} processes")
+    return 0 if all_held else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -51,6 +51,7 @@ def test_overrides_reach_their_field_and_scientific_notation_is_a_number() -> No
         ("train.parallel=layers", "train", "set processes=1"),
         ("train.sharing=off", "train", "set answers_per_row=1"),
         ("gate.split=unseen_questions", "config", "validation.split.unseen_questions_share"),
+        ("gate.margin=0.1", "gate", "expected_gain=0.1 can never pass gate.margin=0.1"),
         ("gate.split=validation", "config", "add it to evaluate.splits"),
         ("base.repo_id=../../etc", "base.repo_id", "pattern"),
         ("name=My Run", "name", "pattern"),

@@ -9,10 +9,12 @@ from scipy import stats
 from sklearn.metrics import cohen_kappa_score
 
 from gradelora.evaluate import agreement
-from gradelora.evaluate.intervals import Resampled, expanded_tail, interval
-from gradelora.evaluate.measure import Bootstrap, Items, confusion, measure, measure_scores
+from gradelora.evaluate.estimates import confusion
+from gradelora.evaluate.intervals import Resampled, difference_interval, expanded_tail, interval
+from gradelora.evaluate.items import Items
+from gradelora.evaluate.measure import Bootstrap, measure, measure_expected, measure_scores
 from gradelora.evaluate.metrics import Slice
-from gradelora.evaluate.resampling import MIN_UNITS, resampled_by_question, resampled_sums, units_of
+from gradelora.evaluate.resampling import MIN_UNITS, Units, resampled_by_question, resampled_sums, units_of
 from gradelora.evaluate.sections import calibration, learn, measure_records
 
 NONE = Bootstrap(0, 0.95, 0, ())
@@ -37,6 +39,12 @@ def items(human, scored, *, base=None, questions=None, records=None, students=No
 
 def measured(human, scored, **more) -> Slice:
     return measure("case", items(human, scored, **more), NONE)
+
+
+def prmse(human, scored, rater2) -> float:
+    ratings = np.array([math.nan if r is None else r for r in rater2], dtype=float)
+    terms = agreement.double_moments(np.array(human, dtype=float), ratings, np.array(scored, dtype=float))
+    return float(agreement.prmse(terms.sum(0)))
 
 
 def counted(table: list[list[int]]) -> tuple[list[int], list[int]]:
@@ -80,6 +88,17 @@ def test_qwk_of_half_points_is_that_of_their_doubles() -> None:
 
 
 @pytest.mark.parametrize("scores", [[2], [2, 2, 2]])
+def test_a_grid_of_thousands_of_steps_takes_no_matrix_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A maximum of 50 and one score of 12.33 make 5,001 steps: label by label they would be 200 MB a matrix."""
+    human, scored = [12.33, 50, 3, 20.5], [12, 50, 7.25, 20]
+    found = measured(human, scored, step=0.01).adapter.qwk.value
+    codes = [[round(100 * s) for s in side] for side in (human, scored)]
+    monkeypatch.setattr("sklearn.metrics.cohen_kappa_score", None)
+    assert measured(human, scored, step=0.01).adapter.qwk.value == found
+    # The same on a scale that is short enough for scikit-learn: 1 is what both lie apart in.
+    assert found == pytest.approx(1 - np.mean(np.subtract(*codes) ** 2) / np.mean(np.subtract.outer(*codes) ** 2))
+
+
 def test_one_class_throughout_is_no_kappa_and_says_why(scores: list) -> None:
     case = measured(scores, scores).adapter
     assert (case.qwk.value, case.qwk.reason) == (None, ONE_SCORE)
@@ -112,26 +131,56 @@ def test_smd_is_the_shift_in_pooled_standard_deviations() -> None:
 def test_prmse_with_two_ratings_of_every_item() -> None:
     # Error variance (0 + .5 + 0 + .5) / 4 = .25; means 1, 2.5, 3, 4.5 around 2.75; true variance
     # (2 x 6.25 - 3 x .25) / (8 - 16 / 8) = 11.75 / 6; error (2 x 1.5 - 4 x .25) / 8 = .25.
-    case = measured([1, 2, 3, 4], [2, 2, 3, 4], rater2=[1, 3, 3, 5]).adapter
-    assert case.prmse.value == pytest.approx(1 - 0.25 / (11.75 / 6), abs=1e-6)
+    assert prmse([1, 2, 3, 4], [2, 2, 3, 4], [1, 3, 3, 5]) == pytest.approx(1 - 0.25 / (11.75 / 6))
 
 
 def test_prmse_with_some_second_ratings_missing() -> None:
     # Error variance (0 + .5) / 2 = .25; counts 2, 2, 1, 1; means 1, 2.5, 3, 4 around 14 / 6; true variance
     # (6.8333 - 3 x .25) / (6 - 10 / 6) = 1.403846; error (.5 - 4 x .25) / 6 = -1 / 12: above 1 is possible.
-    case = measured([1, 2, 3, 4], [1, 2, 3, 4], rater2=[1, 3, None, None]).adapter
-    assert case.prmse.value == pytest.approx(1 + (1 / 12) / 1.4038462, abs=1e-6)
+    assert prmse([1, 2, 3, 4], [1, 2, 3, 4], [1, 3, None, None]) == pytest.approx(1 + (1 / 12) / 1.4038462)
+
+
+def test_prmse_has_an_interval_and_is_na_where_few_items_have_a_second_rating() -> None:
+    case = measure("case", simulated(12, 10), SOME).adapter.prmse
+    assert case.value is not None
+    assert case.low is not None
+    assert case.low < case.value < case.high
+    few = measured([1, 2, 3, 4], [1, 2, 3, 4], rater2=[1, 3, None, None]).adapter.prmse
+    assert (few.value, few.reason) == (None, "PRMSE needs 10 items with a second rating, there are 2")
+
+
+def test_degradation_is_measured_on_the_doubly_scored_items_alone_and_paired() -> None:
+    # The second rater has .4 on the first three (the competition's example), the adapter 1; the fourth takes no part.
+    case = measured([1, 2, 1, 9], [1, 2, 1, 0], rater2=[1, 2, 2, None])
+    assert case.degradation.value == pytest.approx(0.4 - 1)
+    assert measured([1, 2], [1, 2]).degradation.reason == "no item has a second rating"
+    some = simulated(12, 20)
+    alike = measure("case", replace(some, adapter=some.rater2), SOME).degradation
+    assert (alike.value, alike.low, alike.high) == (0, 0, 0)
+    found = measure("case", some, SOME)
+    assert found.degradation.value == pytest.approx(found.ceiling.qwk.value - found.adapter.qwk.value, abs=2e-6)
+    assert found.degradation.low < found.degradation.value < found.degradation.high
+
+
+def test_the_expected_score_is_measured_as_it_is_not_rounded() -> None:
+    case = simulated(12, 20)
+    expected = case.adapter * 0.8 + 0.31
+    found = measure_expected(case, expected, SOME)
+    assert found.rmse.value == pytest.approx(np.sqrt(np.mean((expected - case.human) ** 2)), abs=1e-6)
+    assert found.pearson.value == pytest.approx(stats.pearsonr(case.human, expected).statistic, abs=1e-6)
+    assert found.rmse.low < found.rmse.value < found.rmse.high
+    assert found.prmse.value == pytest.approx(prmse(case.human, expected, case.rater2), abs=1e-6)
 
 
 def test_without_a_second_rating_prmse_and_ceiling_are_na() -> None:
     case = measured([1, 2], [1, 2])
-    assert case.adapter.prmse.reason == "no item has a second rating"
+    assert case.adapter.prmse.reason == "PRMSE needs 10 items with a second rating, there are 0"
     assert case.ceiling.items == 0
     assert {case.ceiling.qwk.reason, case.ceiling.mean_question_qwk.reason} == {"no item has a second rating"}
 
 
 def test_raters_who_only_disagree_leave_no_true_score() -> None:
-    case = measured([0, 1], [0, 1], rater2=[1, 0]).adapter
+    case = measured([0, 1] * 5, [0, 1] * 5, rater2=[1, 0] * 5).adapter
     assert case.prmse.reason == "the raters' own error leaves no variance of true scores"
 
 
@@ -297,10 +346,21 @@ def test_resamples_without_kappa_are_counted_not_hidden() -> None:
     assert qwk.reason.startswith("no interval: undefined in 1")
 
 
-def test_without_students_nothing_is_crossed() -> None:
+def test_a_record_stands_for_the_student_where_none_is_named() -> None:
+    """A record is what one student handed in: its answers depend on each other, named or not."""
     questions, records = [f"q{i % 6}" for i in range(60)], [f"r{i // 6}" for i in range(60)]
-    assert len(units_of(questions, records, [None] * 60).ways) == 1
-    # A student with one item is no more than the item.
+    unnamed, named = (
+        units_of(questions, records, [None] * 60),
+        units_of(questions, records, [i // 6 for i in range(60)]),
+    )
+    assert (unnamed.crossed, named.crossed) == ("record", "student")
+    assert unnamed.counts == named.counts == (6, 10, 60)
+    # Papers of one answer each add nothing.
+    assert units_of(questions, list(map(str, range(60))), [None] * 60).crossed is None
+
+
+def test_a_student_with_one_item_is_no_more_than_the_item_and_few_questions_are_not_drawn() -> None:
+    questions, records = [f"q{i % 6}" for i in range(60)], [f"r{i // 6}" for i in range(60)]
     assert not units_of(questions, records, list(range(60))).crossed
     # Three questions are too few to draw: then those who answered are drawn.
     few = [f"q{i % 3}" for i in range(60)]
@@ -314,7 +374,7 @@ def test_items_of_unnamed_students_count_by_their_record() -> None:
     units = units_of(questions, records, students)
     # Three students of two records each, then four records; every answer is a cell of its own
     # but for the two that a student gave to one question.
-    assert (units.crossed, units.counts, units.students) == (True, (6, 7, 42), 7)
+    assert (units.crossed, units.counts, units.crossed_units) == ("student", (6, 7, 42), 7)
 
 
 def test_sums_by_question_add_up_to_those_of_the_whole() -> None:
@@ -336,9 +396,9 @@ def test_students_with_a_bias_of_their_own_make_the_gain_less_sure() -> None:
         base=np.clip(human + rng.integers(-1, 2, 600), 0, 4),
         questions=[f"q{i // 20}" for i in range(600)],
     )
-    alone = measure("case", case, SOME)
+    alone = measure("case", replace(case, records=tuple(map(str, range(600)))), SOME)
     crossed = measure("case", replace(case, students=tuple(students.tolist())), SOME)
-    assert (alone.students, crossed.students, crossed.units) == (0, 20, 30)
+    assert (alone.crossed, crossed.crossed_units, crossed.units) == (None, 20, 30)
     for name in ("qwk", "mean_question_qwk", "within_question_qwk"):
         without, beside = getattr(alone.gain, name), getattr(crossed.gain, name)
         assert without.value == beside.value
@@ -350,16 +410,36 @@ def test_a_crossed_error_is_that_by_question_and_by_student_less_that_by_item() 
     ways = tuple(np.array([-1.0, 1.0]) * s for s in (3.0, 2.0, 1.0))
     # Standard deviations (n - 1) are s x sqrt 2; corrected by 5 / 4, 10 / 9 and 50 / 49.
     expected = math.sqrt(2 * (9 * 5 / 4 + 4 * 10 / 9 - 50 / 49))
-    assert Resampled(ways, (5, 10, 50)).error == pytest.approx(expected)
-    assert Resampled(ways, (5, 10, 50)).units == 5
+    assert Resampled(ways, (5, 10, 50), 5).error == pytest.approx(expected)
     # Where the items' own error is the largest, the larger of the other two stands.
-    small = Resampled((ways[0], ways[1], 4 * ways[0]), (5, 10, 50))
+    small = Resampled((ways[0], ways[1], 4 * ways[0]), (5, 10, 50), 5)
     assert small.error == pytest.approx(math.sqrt(2 * 9 * 5 / 4))
 
 
 def test_a_level_widened_by_students_stays_within_its_bounds() -> None:
     ways = (np.linspace(0.8, 1.0, 101), np.linspace(0.2, 1.0, 101), np.linspace(0.85, 0.95, 101))
-    found = interval(0.95, Resampled(ways, (20, 20, 400)), confidence_level=0.95, bounds=(-1.0, 1.0))
+    found = interval(0.95, Resampled(ways, (20, 20, 400), 20), confidence_level=0.95, bounds=(-1.0, 1.0))
     assert found.low is not None
     assert found.low < 0.7
     assert found.high == 1
+
+
+def test_units_of_unequal_size_are_worth_fewer_equal_ones_and_the_interval_is_wider() -> None:
+    def units(sizes: list[int]) -> Units:
+        questions = [f"q{q:02}" for q, size in enumerate(sizes) for _ in range(size)]
+        return units_of(questions, list(map(str, range(len(questions)))), [None] * len(questions))
+
+    everyone = np.ones(780, dtype=bool)
+    # (400 + 19 x 20)^2 / (400^2 + 19 x 20^2), and of equal sizes their number.
+    assert units([400] + [20] * 19).worth(everyone) == pytest.approx(780**2 / 167_600)
+    assert units([39] * 20).worth(everyone) == 20
+    # Of the chosen items alone: all of them in one question.
+    assert units([400] + [20] * 19).worth(np.arange(780) < 400) == 1
+    gain = (np.linspace(-0.1, 0.3, 101),)
+    equal, unequal = (difference_interval(0.1, Resampled(gain, (20,), n), confidence_level=0.95) for n in (20, 3.63))
+    assert equal.low is not None
+    assert unequal.low is not None
+    # t(.975, 2.63) = 3.45 beside t(.975, 19) = 2.09.
+    assert (0.1 - unequal.low) / (0.1 - equal.low) == pytest.approx(3.45 / 2.09, abs=0.01)
+    alone = difference_interval(0.1, Resampled(gain, (20,), 1.1), confidence_level=0.95)
+    assert (alone.low, alone.reason) == (None, "no interval: nearly all items are of one unit")

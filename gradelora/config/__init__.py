@@ -102,7 +102,7 @@ class ScoreConfig(Frozen):
     weights: Literal["packed", "bf16"]
     precision: Literal["bf16", "fp32"]
     device: Literal["cuda", "cpu"]
-    threshold: float = Field(ge=0, le=1, description="confidence below which a human should look")
+    threshold: float = Field(ge=0, le=1, description="probability below which a human should look")
 
 
 class GateConfig(Frozen):
@@ -110,10 +110,20 @@ class GateConfig(Frozen):
 
     split: Split = "unseen_answers"
     margin: float = Field(0.0, ge=0, lt=1, description="the gain's lower bound must lie above this QWK")
-    max_question_loss: float = Field(0.3, gt=0, le=2, description="QWK that a single question may lose at most")
-    expected_gain: float = Field(
-        0.1, gt=0, le=1, description="QWK; the verdict says how surely these items would show it; decides nothing"
+    max_question_loss: float = Field(
+        0.3, gt=0, le=2, description="QWK that a question or group of ten items may be shown to lose at most"
     )
+    expected_gain: float = Field(
+        0.1, gt=0, le=1, description="QWK; the verdict says how surely it would pass; above the margin, decides nothing"
+    )
+
+    @model_validator(mode="after")
+    def _worth_asking(self) -> Self:
+        if self.expected_gain <= self.margin:
+            raise ValueError(
+                f"gate.expected_gain={self.expected_gain:g} can never pass gate.margin={self.margin:g}; raise it above"
+            )
+        return self
 
 
 class MergeConfig(Frozen):

@@ -6,7 +6,7 @@ from gradelora.artifacts import Adapter, EncodedDataset, EvalReport, ModelSnapsh
 from gradelora.config import EvaluateConfig, Runtime
 from gradelora.errors import BadConfig
 
-VERSION = 2
+VERSION = 3
 
 
 def evaluate(

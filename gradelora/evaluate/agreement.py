@@ -1,7 +1,7 @@
 """How well two sets of scores agree, from weighted sums over items.
 
-Everything here but PRMSE follows from nine sums, so one matrix product gives it for thousands
-of bootstrap resamples at once.  `evaluate.metrics` takes the point estimates from scikit-learn
+Everything here follows from a few sums, so one matrix product gives it for thousands of bootstrap
+resamples at once.  `evaluate.metrics` takes the point estimates from scikit-learn
 and scipy; the tests hold both to each other.
 
 Quadratic weighted kappa.  With weights (i - j)^2 the scale's length cancels, and
@@ -118,29 +118,31 @@ STATISTICS = {
 }
 
 
-def prmse(human: Array, rater2: Array, scored: Array) -> float:
-    """Proportional reduction in mean squared error against the true score.
-
-    `rater2` is NaN where there is no second rating.  Loukina et al. 2020 ("Using PRMSE to
-    evaluate automated scoring systems in the presence of label noise"), as rsmtool's prmse_true:
-    the raters' error variance is taken from the doubly scored items.  Raises ValueError with
-    the reason where it is undefined.
-    """
+def double_moments(human: Array, rater2: Array, scored: Array) -> Array:
+    """The terms of PRMSE's sums of each item: float64[N, 8].  `rater2` is NaN where there is no second rating."""
     double = ~np.isnan(rater2)
-    if not double.any():
-        raise ValueError("no item has a second rating")
     counts = 1.0 + double
     means = np.where(double, (human + np.nan_to_num(rater2)) / 2, human)
     # The variance of two ratings with n - 1 is half their squared difference.
-    error_variance = float(np.mean((human - rater2)[double] ** 2 / 2))
-    ratings = float(counts.sum())
-    grand_mean = float((counts * means).sum() / ratings)
-    between = float((counts * (means - grand_mean) ** 2).sum()) - (len(human) - 1) * error_variance
-    spread = ratings - float((counts**2).sum()) / ratings
-    if spread < EPSILON or between <= EPSILON:
-        raise ValueError("the raters' own error leaves no variance of true scores")
-    error = (float((counts * (means - scored) ** 2).sum()) - len(human) * error_variance) / ratings
-    return 1 - error / (between / spread)
+    spread = np.where(double, (human - np.nan_to_num(rater2)) ** 2 / 2, 0)
+    off = counts * (means - scored) ** 2
+    columns = [np.ones_like(human), double, counts, counts**2, counts * means, counts * means**2, spread, off]
+    return np.stack(columns, axis=-1).astype(np.float64)
+
+
+def prmse(sums: Array) -> Array:
+    """Proportional reduction in mean squared error against the true score, from sums of `double_moments`: [...].
+
+    Loukina et al. 2020 ("Using PRMSE to evaluate automated scoring systems in the presence of label
+    noise"), as rsmtool's prmse_true: the raters' error variance is taken from the doubly scored
+    items.  NaN where none is, or where the raters' own error leaves no variance of true scores.
+    """
+    items, doubles, ratings, squared_counts, total, squares, spread, off = np.moveaxis(sums, -1, 0)
+    error_variance = ratio(spread, doubles)
+    between = squares - ratio(total**2, ratings) - (items - 1) * error_variance
+    true_variance = ratio(between, ratings - ratio(squared_counts, ratings))
+    error = ratio(off - items * error_variance, ratings)
+    return 1 - ratio(error, np.where(true_variance > EPSILON, true_variance, 0))
 
 
 def _squares(sums: Array, first: int, second: int) -> Array:

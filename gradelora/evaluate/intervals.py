@@ -15,6 +15,9 @@ the first two; t has the degrees of the smaller number of units.  Drawing both a
 10 questions and 14 students the standard deviation is .074, this error .074, Owen's .108.  A
 level's percentiles by question are moved outwards by the ratio of the two standard errors.
 
+Units of unequal size count as the fewer equal ones that they are worth (gradelora.evaluate.resampling):
+where one question has 400 answers and 19 have 20 each, t with 19 degrees errs twice as often as it may.
+
 `bench/simulate_gate.py` prints how often the gate errs.
 """
 
@@ -27,6 +30,8 @@ from gradelora.evaluate.agreement import Array
 
 # More undefined resamples than this and the rest no longer stands for the whole.
 MAX_UNDEFINED_SHARE = 0.05
+# Below one degree of freedom t has no mean and an interval says nothing.
+MIN_WORTH = 2.0
 DIGITS = 6
 
 
@@ -34,20 +39,17 @@ DIGITS = 6
 class Resampled:
     """A figure under the resamples of each way, [B] each, and the number of units of each way.
 
-    One way, or three: by question, by student, by the cell in which they meet.
+    One way, or three: by question, by student, by the cell in which they meet.  `worth` is the
+    number of equal units from which t takes its degrees.
     """
 
     ways: tuple[Array, ...]
     counts: tuple[int, ...]
+    worth: float
 
     def __sub__(self, other: "Resampled") -> "Resampled":
         """A paired difference: both from the same draws."""
-        return Resampled(tuple(a - b for a, b in zip(self.ways, other.ways, strict=True)), self.counts)
-
-    @property
-    def units(self) -> int:
-        """Units that t takes its degrees from: the fewer."""
-        return min(self.counts[:2])
+        return Resampled(tuple(a - b for a, b in zip(self.ways, other.ways, strict=True)), self.counts, self.worth)
 
     @property
     def errors(self) -> tuple[float, ...]:
@@ -64,11 +66,11 @@ class Resampled:
         return float(np.sqrt(max(question**2 + student**2 - item**2, question**2, student**2)))
 
 
-def expanded_tail(confidence_level: float, units: int) -> float:
+def expanded_tail(confidence_level: float, units: float) -> float:
     """The lower tail's share of resamples: Phi(-sqrt(n / (n - 1)) t), n units (Hesterberg 2015)."""
     from scipy import stats
 
-    t = stats.t.ppf((1 + confidence_level) / 2, units - 1)
+    t = t_quantile(confidence_level, units)
     return float(stats.norm.cdf(-np.sqrt(units / (units - 1)) * t))
 
 
@@ -78,7 +80,7 @@ def interval(value: float, resampled: Resampled, *, confidence_level: float, bou
     if why_not:
         return figure(value, why_not)
     first = resampled.ways[0]
-    tail = expanded_tail(confidence_level, resampled.units)
+    tail = expanded_tail(confidence_level, resampled.worth)
     low, high = np.quantile(first[~np.isnan(first)], [tail, 1 - tail])
     if len(resampled.ways) > 1 and resampled.errors[0] > 0:
         wider = resampled.error / resampled.errors[0]
@@ -92,11 +94,11 @@ def difference_interval(value: float, resampled: Resampled, *, confidence_level:
     why_not, reason = _usable(resampled)
     if why_not:
         return figure(value, why_not)
-    reach = t_quantile(confidence_level, resampled.units) * resampled.error
+    reach = t_quantile(confidence_level, resampled.worth) * resampled.error
     return Interval(value=rounded(value), low=rounded(value - reach), high=rounded(value + reach), reason=reason)
 
 
-def t_quantile(confidence_level: float, units: int) -> float:
+def t_quantile(confidence_level: float, units: float) -> float:
     """How many standard errors a difference's interval reaches to either side."""
     from scipy import stats
 
@@ -105,8 +107,10 @@ def t_quantile(confidence_level: float, units: int) -> float:
 
 def _usable(resampled: Resampled) -> tuple[str, str]:
     """(why there is no interval, what is to be said about it): both may be empty."""
-    if resampled.units < 2:
+    if min(resampled.counts[:2]) < 2:
         return "no interval: a single unit cannot be resampled", ""
+    if resampled.worth < MIN_WORTH:
+        return "no interval: nearly all items are of one unit", ""
     undefined, drawn = max((int(np.isnan(way).sum()), len(way)) for way in resampled.ways)
     spelled = f"undefined in {undefined} of {drawn} resamples"
     if undefined > MAX_UNDEFINED_SHARE * drawn:

@@ -1,16 +1,17 @@
 """From predictions to metrics: which items, which figure, which interval."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from gradelora.artifacts import Interval
 from gradelora.evaluate import agreement
 from gradelora.evaluate.agreement import STATISTICS, Array
-from gradelora.evaluate.intervals import Resampled, difference_interval, figure, interval, undefined
+from gradelora.evaluate.estimates import confusion, points_of, why_undefined
+from gradelora.evaluate.intervals import Resampled, difference_interval, figure, interval, rounded, undefined
 from gradelora.evaluate.items import Items
-from gradelora.evaluate.metrics import Agreement, Confusion, Gain, Slice
+from gradelora.evaluate.metrics import Agreement, Expected, Gain, Slice
 from gradelora.evaluate.resampling import Codes, Units, numbered, resampled_by_question, resampled_sums, sums_by
 
 QUESTION_STATISTICS = ("mean_question_qwk", "within_question_qwk")
@@ -24,8 +25,8 @@ BOUNDS = {
     "rmse": (0.0, INFINITE),
     "smd": (-INFINITE, INFINITE),
 }
-# Scores are coded as whole steps of the widest of these that holds them all.
-GRIDS = (1.0, 0.5, 0.25, 0.1, 0.05, 0.01)
+# PRMSE rests on the raters' error variance, of which fewer second ratings say nothing.
+MIN_DOUBLES = 10
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Bootstrap:
     resamples: int
     confidence_level: float
     seed: int
-    statistics: tuple[str, ...] = (*STATISTICS, *QUESTION_STATISTICS)
+    statistics: tuple[str, ...] = (*STATISTICS, *QUESTION_STATISTICS, "prmse")
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,34 @@ def measure(name: str, items: Items, bootstrap: Bootstrap) -> Slice:
         items=len(items),
         unit=units.unit,
         units=units.counts[0],
-        students=units.students,
-        base=_agreement(base, len(items), _prmse(items, items.base), bootstrap),
-        adapter=_agreement(adapter, len(items), _prmse(items, items.adapter), bootstrap),
+        crossed=units.crossed,
+        crossed_units=units.crossed_units,
+        worth=rounded(units.worth(everywhere)),
+        base=_agreement(base, len(items), _prmse(items, items.base, bootstrap), bootstrap),
+        adapter=_agreement(adapter, len(items), _prmse(items, items.adapter, bootstrap), bootstrap),
         ceiling=_agreement(ceiling, int(double.sum()), undefined("a rater is no system"), bootstrap),
         gain=_gain(base, adapter, bootstrap),
+        degradation=_degradation(items, ceiling, double, units, bootstrap),
         base_confusion=confusion(items.human, items.base, items.labels),
         adapter_confusion=confusion(items.human, items.adapter, items.labels),
     )
+
+
+def _degradation(
+    items: Items, ceiling: _Measured, double: "np.ndarray", units: Units, bootstrap: Bootstrap
+) -> Interval:
+    """QWK of the second rater less that of the adapter, both on the doubly scored items."""
+    if not double.any():
+        return undefined("no item has a second rating")
+    ours = _measured(items, items.adapter, double, units, replace(bootstrap, statistics=("qwk",)))
+    reason = ceiling.reasons.get("qwk") or ours.reasons.get("qwk")
+    if reason:
+        return undefined(reason)
+    value = ceiling.points["qwk"] - ours.points["qwk"]
+    if "qwk" not in ceiling.resampled:
+        return figure(value)
+    resampled = ceiling.resampled["qwk"] - ours.resampled["qwk"]
+    return difference_interval(value, resampled, confidence_level=bootstrap.confidence_level)
 
 
 def measure_scores(items: Items, scored: Array, why_not: str) -> Agreement:
@@ -82,14 +103,14 @@ def measure_scores(items: Items, scored: Array, why_not: str) -> Agreement:
     chosen = items.where(np.flatnonzero(has).tolist())
     none = Bootstrap(0, 0.95, 0, ())
     measured = _measured(chosen, scored[has], np.ones(len(chosen), dtype=bool), chosen.units(), none)
-    return _agreement(measured, len(chosen), _prmse(chosen, scored[has]), None)
+    return _agreement(measured, len(chosen), _prmse(chosen, scored[has], None), None)
 
 
 def _measured(items: Items, scored: Array, chosen: "np.ndarray", units: Units, bootstrap: Bootstrap) -> _Measured:
     """Figures of `scored` on the `chosen` items; the draws are over all items' units, so they are paired."""
     terms = agreement.moments(items.human, scored, items.step) * chosen[:, None]
-    points = _points(items.human[chosen], scored[chosen], items.step[chosen])
-    reasons = {n: _why(n, items.human[chosen]) for n, v in points.items() if np.isnan(v)}
+    points = points_of(items.human[chosen], scored[chosen], items.step[chosen])
+    reasons = {n: why_undefined(n, items.human[chosen]) for n, v in points.items() if np.isnan(v)}
     questions = numbered(items.questions)
     over_questions = _over_questions(sums_by(questions, terms))
     points |= dict(zip(QUESTION_STATISTICS, map(float, over_questions), strict=True))
@@ -97,7 +118,8 @@ def _measured(items: Items, scored: Array, chosen: "np.ndarray", units: Units, b
         if np.isnan(points[name]):
             reasons[name] = "undefined in every question" if chosen.any() else "no items"
     ways = [_resampled(terms, questions, codes, bootstrap) for codes in units.ways] if chosen.any() else []
-    resampled = {n: Resampled(tuple(way[n] for way in ways), units.counts) for n in (ways[0] if ways else ())}
+    worth = units.worth(chosen)
+    resampled = {n: Resampled(tuple(way[n] for way in ways), units.counts, worth) for n in (ways[0] if ways else ())}
     return _Measured(points, resampled, reasons)
 
 
@@ -146,66 +168,29 @@ def _resampled_questions(terms: Array, questions: Codes, codes: Codes, draw: Map
     return agreement.ratio(sums[:, 0], sums[:, 1]), 1 - agreement.ratio(sums[:, 2], chance)
 
 
-def _points(human: Array, scored: Array, step: Array) -> dict[str, float]:
-    """Point estimates by scikit-learn and scipy; NaN where the sums say that it is undefined."""
-    from scipy import stats
-    from sklearn import metrics
-
-    sums = agreement.moments(human, scored, step).sum(0)
-    points = {name: float(statistic(sums)) for name, statistic in STATISTICS.items()}
-    if len(human) == 0:
-        return points
-    points["mae"] = float(metrics.mean_absolute_error(human, scored))
-    points["rmse"] = float(metrics.root_mean_squared_error(human, scored))
-    if not np.isnan(points["pearson"]):
-        points["pearson"] = float(stats.pearsonr(human, scored).statistic)
-    if not np.isnan(points["qwk"]):
-        codes_human, codes_scored, labels = coded(human, scored)
-        points["qwk"] = float(metrics.cohen_kappa_score(codes_human, codes_scored, weights="quadratic", labels=labels))
-    return points
+def _prmse(items: Items, scored: Array, bootstrap: Bootstrap | None) -> Interval:
+    """Of one scorer; n/a where too few second ratings tell how far the raters err."""
+    doubles = int((~np.isnan(items.rater2)).sum())
+    if doubles < MIN_DOUBLES:
+        return undefined(f"PRMSE needs {MIN_DOUBLES} items with a second rating, there are {doubles}")
+    terms = agreement.double_moments(items.human, items.rater2, scored)
+    value = float(agreement.prmse(terms.sum(0)))
+    if np.isnan(value):
+        return undefined("the raters' own error leaves no variance of true scores")
+    if bootstrap is None or "prmse" not in bootstrap.statistics:
+        return figure(value)
+    units, draw = items.units(), {"resamples": bootstrap.resamples, "seed": bootstrap.seed}
+    ways = tuple(agreement.prmse(resampled_sums(terms, codes, **draw)) for codes in units.ways)
+    resampled = Resampled(ways, units.counts, units.worth(np.ones(len(items), dtype=bool)))
+    return interval(value, resampled, confidence_level=bootstrap.confidence_level, bounds=(-INFINITE, INFINITE))
 
 
-def coded(human: Array, scored: Array) -> tuple[Codes, Codes, list[int]]:
-    """Both as whole numbers of steps, and every step from 0 to the highest as labels."""
-    both = np.concatenate([human, scored])
-    grid = next((g for g in GRIDS if np.allclose(both / g, np.round(both / g), atol=1e-6)), GRIDS[-1])
-    codes = np.round(both / grid).astype(np.int64)
-    labels = list(range(min(0, int(codes.min())), int(codes.max()) + 1))
-    return codes[: len(human)], codes[len(human) :], labels
-
-
-def confusion(human: Array, scored: Array, labels: Sequence[float]) -> Confusion:
-    """Counts by human score and scored score; labels are the scale and what else was given."""
-    from sklearn import metrics
-
-    known = sorted({round(float(v), 6) for v in (*labels, *human, *scored)})
-    if len(human) == 0 or len(known) == 1:
-        return Confusion(labels=tuple(known), counts=tuple((len(human),) * len(known) for _ in known))
-    place = {value: i for i, value in enumerate(known)}
-    rows = [place[round(float(v), 6)] for v in human]
-    columns = [place[round(float(v), 6)] for v in scored]
-    counts = metrics.confusion_matrix(rows, columns, labels=list(range(len(known))))
-    return Confusion(labels=tuple(known), counts=tuple(tuple(int(c) for c in row) for row in counts))
-
-
-def _why(name: str, human: Array) -> str:
-    """Why a statistic of these scores is undefined."""
-    if len(human) == 0:
-        return "no items"
-    if len(human) == 1 and name in ("pearson", "smd"):
-        return "one item has no variance"
-    if name == "pearson":
-        return "the human scores do not vary" if np.ptp(human) == 0 else "the given scores do not vary"
-    if name == "smd":
-        return "no score varies"
-    return "both give every item one and the same score: no chance agreement to beat"
-
-
-def _prmse(items: Items, scored: Array) -> Interval:
-    try:
-        return figure(agreement.prmse(items.human, items.rater2, scored))
-    except ValueError as reason:
-        return undefined(str(reason))
+def measure_expected(items: Items, expected: Array, bootstrap: Bootstrap) -> Expected:
+    """The scores that a model expects, no whole points, against the human ones."""
+    few = replace(bootstrap, statistics=("pearson", "rmse", "prmse"))
+    measured = _measured(items, expected, np.ones(len(items), dtype=bool), items.units(), few)
+    pearson, rmse = (_figure(name, measured, few) for name in ("pearson", "rmse"))
+    return Expected(pearson=pearson, rmse=rmse, prmse=_prmse(items, expected, few))
 
 
 def _agreement(measured: _Measured, items: int, prmse: Interval, bootstrap: Bootstrap | None) -> Agreement:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from gradelora.artifacts import Frozen, Interval, Split
-from gradelora.evaluate.resampling import Unit
+from gradelora.evaluate.resampling import Person, Unit
 
 FILE = "metrics.json"
 
@@ -49,6 +49,14 @@ class Gain(Frozen):
     within_question_qwk: Interval
     exact: Interval
     mae: Interval
+
+
+class Expected(Frozen):
+    """The mean over a model's probabilities of the allowed scores, against the human scores."""
+
+    pearson: Interval
+    rmse: Interval
+    prmse: Interval
 
 
 class Confusion(Frozen):
@@ -90,19 +98,24 @@ class Decoding(Frozen):
 class Slice(Frozen):
     """A set of items: base, adapter and second rater (the ceiling) against the human scores.
 
-    `unit` says what the bootstrap resampled, `units` how many there are; `students` how many
-    students were resampled beside the questions, 0 where none were.
+    `unit` says what the bootstrap resampled, `units` how many there are; `crossed` and
+    `crossed_units` what was resampled beside the questions, None and 0 where nothing was; `worth`
+    how many equally large units they are worth.  `degradation` is the second rater's QWK less the
+    adapter's on the same doubly scored items: above 0 humans agree better with each other.
     """
 
     name: str
     items: int
     unit: Unit
     units: int
-    students: int
+    crossed: Person | None
+    crossed_units: int
+    worth: float
     base: Agreement
     adapter: Agreement
     ceiling: Agreement
     gain: Gain
+    degradation: Interval
     base_confusion: Confusion
     adapter_confusion: Confusion
 
@@ -129,6 +142,8 @@ class Section(Frozen):
     by_group: tuple[Slice, ...]
     records: Slice
     baselines: Baselines
+    base_expected: Expected
+    adapter_expected: Expected
     base_calibration: Calibration
     adapter_calibration: Calibration
     base_decoding: Decoding

@@ -2,15 +2,18 @@
 
 The items of one question share its rubric and its difficulty, those of one student a hand and a
 style: they are no independent observations.  So whole questions are drawn (the cluster
-bootstrap, Davison & Hinkley 1997, 3.8), and where students are known and have several items
-each, students as well: a question and a student cross in an item, so neither way alone sees all
-of the error.  Base, adapter and second rater are read from the same resamples: a difference is
-paired.
+bootstrap, Davison & Hinkley 1997, 3.8), and where students have several items each, students as
+well: a question and a student cross in an item, so neither way alone sees all of the error.  A
+record is one student's paper: it stands for the student where none is named.  Base, adapter and
+second rater are read from the same resamples: a difference is paired.
 
-Below MIN_UNITS questions there is nothing to resample; then students are, or records (one
-student's paper) where no student is named, and the interval speaks of these questions alone.
+Below MIN_UNITS questions there is nothing to resample; then students are, and the interval speaks
+of these questions alone.
+
+Of units of unequal size the large ones decide: `worth` says how many equal ones would be as many.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,19 +26,20 @@ MIN_UNITS = 5
 # Resamples are drawn in blocks of about this many numbers: 32 MB.
 BLOCK = 4_000_000
 Unit = Literal["question", "student", "record"]
+Person = Literal["student", "record"]
 Codes = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True)
 class Units:
-    """`unit` is what is resampled, `ways` its codes int64[N]; with `crossed` also by student and by both.
+    """`unit` is what is resampled, `ways` its codes int64[N]; with `crossed` also by who answered and by both.
 
-    Then `ways` are question, student, and the cell in which they meet.
+    Then `ways` are question, student or record, and the cell in which they meet.
     """
 
     unit: Unit
     ways: tuple[Codes, ...]
-    crossed: bool = False
+    crossed: Person | None = None
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -43,25 +47,35 @@ class Units:
         return tuple(int(codes.max()) + 1 if len(codes) else 0 for codes in self.ways)
 
     @property
-    def students(self) -> int:
-        """Number of students where they are resampled beside the questions, else 0."""
+    def crossed_units(self) -> int:
+        """Number of students or records that are resampled beside the questions, else 0."""
         return self.counts[1] if self.crossed else 0
+
+    def worth(self, chosen: "np.ndarray") -> float:
+        """How many units of equal size the `chosen` items' are worth, in the way that has the fewest.
+
+        (sum n)^2 / sum n^2 of n items a unit: with it as their number t errs no more often than it
+        may, however unequal they are (Carter, Schnepel & Steigerwald 2017, "Asymptotic behavior of
+        a t-test robust to cluster heterogeneity").
+        """
+        sizes = [np.bincount(codes[chosen]).astype(np.float64) for codes in self.ways[:2]]
+        return min((float(n.sum() ** 2 / (n**2).sum()) for n in sizes if len(n)), default=0.0)
 
 
 def units_of(questions: Sequence[str], records: Sequence[str], students: Sequence[int | None]) -> Units:
     """What to resample of N items; an item without a student counts as one of its record."""
     by_question = numbered(questions)
-    named = any(student is not None for student in students)
+    person: Person = "student" if any(student is not None for student in students) else "record"
     people = [f"r {r}" if s is None else f"s {s}" for s, r in zip(students, records, strict=True)]
     by_student = numbered(people)
     if len(set(questions)) < MIN_UNITS:
-        return Units("student" if named else "record", (by_student if named else numbered(records),))
+        return Units(person, (by_student,))
     count = len(set(people))
     # With one item each, a student adds nothing that the item itself does not have.
-    if not named or not MIN_UNITS <= count < len(people):
+    if not MIN_UNITS <= count < len(people):
         return Units("question", (by_question,))
     cells = numbered([f"{q} {p}" for q, p in zip(questions, people, strict=True)])
-    return Units("question", (by_question, by_student, cells), crossed=True)
+    return Units("question", (by_question, by_student, cells), crossed=person)
 
 
 def draws(count: int, *, resamples: int, seed: int) -> Iterator[Array]:
@@ -69,12 +83,26 @@ def draws(count: int, *, resamples: int, seed: int) -> Iterator[Array]:
 
     The same seed and count give the same draws.
     """
+    if resamples * count <= BLOCK:
+        yield _drawn_once(count, resamples, seed)
+        return
     rng = np.random.default_rng(seed)
     block = max(1, BLOCK // count)
     for start in range(0, resamples, block):
-        size = min(block, resamples - start)
-        drawn = rng.integers(0, count, size=(size, count)) + np.arange(size)[:, None] * count
-        yield np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count).astype(np.float64)
+        yield _drawn(rng, count, min(block, resamples - start))
+
+
+@functools.lru_cache(maxsize=4)
+def _drawn_once(count: int, resamples: int, seed: int) -> Array:
+    """The only block; every figure, scorer and slice with as many units reads the same."""
+    weights = _drawn(np.random.default_rng(seed), count, resamples)
+    weights.flags.writeable = False
+    return weights
+
+
+def _drawn(rng: np.random.Generator, count: int, size: int) -> Array:
+    drawn = rng.integers(0, count, size=(size, count)) + np.arange(size)[:, None] * count
+    return np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count).astype(np.float64)
 
 
 def sums_by(codes: Codes, terms: Array) -> Array:

@@ -12,11 +12,12 @@ from gradelora.config import EvaluateConfig
 from gradelora.evaluate.agreement import Array
 from gradelora.evaluate.intervals import figure, rounded, undefined
 from gradelora.evaluate.items import Items, items_of
-from gradelora.evaluate.measure import Bootstrap, measure, measure_scores
+from gradelora.evaluate.measure import Bootstrap, measure, measure_expected, measure_scores
 from gradelora.evaluate.metrics import Baselines, Bin, Calibration, Decoding, Metrics, Section, Slice
 from gradelora.evaluate.predictions import Prediction
 
 BINS = 10
+NO_GROUP = "(no group)"
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ def _section(
         by_group=by_group,
         records=measure_records(items, bootstrap),
         baselines=_baselines(predictions, items, lengths, learned),
+        base_expected=measure_expected(items, np.array([p.base_expected for p in predictions]), bootstrap),
+        adapter_expected=measure_expected(items, np.array([p.adapter_expected for p in predictions]), bootstrap),
         base_calibration=calibration([p.base_confidence for p in predictions], items.base == items.human),
         adapter_calibration=calibration([p.adapter_confidence for p in predictions], items.adapter == items.human),
         base_decoding=_decoding([(p.base_greedy, p.base_score, p.base_mass) for p in predictions]),
@@ -96,15 +99,20 @@ def _section(
 def slices_of(
     name: str, predictions: Sequence[Prediction], bootstrap: Bootstrap
 ) -> tuple[Slice, tuple[Slice, ...], tuple[Slice, ...]]:
-    """The whole, every question and every group of the predictions."""
-    # Small slices are many: an interval where the gate looks, on QWK.
-    few = replace(bootstrap, statistics=("qwk",))
-    questions = sorted({p.question_key for p in predictions})
-    groups = sorted({p.group for p in predictions if p.group is not None})
+    """The whole, every question and every group of the predictions; items of no group make one beside others."""
+    # Small slices are many: an interval where the gate looks, on QWK, and where a group may be wronged, on SMD.
+    few, fair = (replace(bootstrap, statistics=names) for names in (("qwk",), ("qwk", "smd")))
+    by_question: dict[str, list[Prediction]] = {}
+    by_group: dict[str, list[Prediction]] = {}
+    for p in predictions:
+        by_question.setdefault(p.question_key, []).append(p)
+        by_group.setdefault(NO_GROUP if p.group is None else p.group, []).append(p)
+    if by_group.keys() == {NO_GROUP}:
+        by_group = {}
     return (
         measure(name, items_of(predictions), bootstrap),
-        tuple(measure(q, items_of([p for p in predictions if p.question_key == q]), few) for q in questions),
-        tuple(measure(g, items_of([p for p in predictions if p.group == g]), few) for g in groups),
+        tuple(measure(q, items_of(by_question[q]), few) for q in sorted(by_question)),
+        tuple(measure(g, items_of(by_group[g]), fair) for g in sorted(by_group)),
     )
 
 
