@@ -55,14 +55,15 @@ def finetune(config: str = "deployments/demo.yaml", overrides: list[str] | None 
 
         adapter = train(run, plan, snapshot, encoded)
         evaluation = evaluate(run, snapshot, adapter, encoded)
-        verdict = gate(run, adapter, evaluation, encoded)
+        fetched, prepared = (tokenizer, snapshot), (records, encoded)
+        verdict = gate(run, adapter, evaluation, fetched=fetched, prepared=prepared)
         merged = merge(run, snapshot, adapter, evaluation, encoded) if run.merge.enabled and verdict.promoted else None
         return report(
             run,
             plan,
             verdict,
-            fetched=(tokenizer, snapshot),
-            prepared=(records, encoded),
+            fetched=fetched,
+            prepared=prepared,
             adapter=adapter,
             evaluation=evaluation,
             merged=merged,

@@ -24,12 +24,15 @@ FOLDER = "champions"
 class Champion(Frozen):
     """One promotion: the adapter, the evaluation that it passed, and who was champion before.
 
-    `previous` is a place in Champions.promotions, None for the base.  `promoted` is UTC.
+    `data_key` is the key of the encoded data in the store, which say how its prompts are made; empty
+    where an earlier version wrote the record.  `previous` is a place in Champions.promotions, None
+    for the base.  `promoted` is UTC.
     """
 
     adapter: Adapter
     report: EvalReport
     data_digest: str
+    data_key: str = ""
     reason: str
     promoted: str
     previous: int | None
@@ -66,6 +69,22 @@ class Champions(Frozen):
         """The one in use; None means the base."""
         return None if self.current is None else self.promotions[self.current]
 
+    def rolled_back(self, digest: str) -> str:
+        """When that adapter was stepped back from, if it was not promoted since; else empty."""
+        in_use: int | None = None
+        found: dict[str, str] = {}
+        for event in self.log:
+            if event.what == "rolled back" and in_use is not None:
+                found[self.promotions[in_use].adapter.digest] = event.when
+            elif event.champion is not None:
+                found.pop(self.promotions[event.champion].adapter.digest, None)
+            in_use = event.champion
+        return found.get(digest, "")
+
+
+class ChampionChanged(Exception):
+    """Another run has changed the record since it was read; judge again."""
+
 
 def read_champions(root: Path, name: str) -> Champions:
     """Of the deployment `name`; empty where nothing was ever promoted.  Raises Damaged."""
@@ -85,10 +104,25 @@ def champion_of(root: Path, name: str) -> Champion | None:
     return read_champions(root, name).champion
 
 
-def promote(root: Path, name: str, *, adapter: Adapter, report: EvalReport, data_digest: str, reason: str) -> Champion:
-    """Make `adapter` the champion; nothing changes where it is the champion already."""
+def promote(
+    root: Path,
+    name: str,
+    *,
+    adapter: Adapter,
+    report: EvalReport,
+    data_digest: str,
+    reason: str,
+    data_key: str = "",
+    since: Champions | None = None,
+) -> Champion:
+    """Make `adapter` the champion; nothing changes where it is the champion already.
+
+    Raises ChampionChanged where the log is no longer that of `since`, the record that it was judged against.
+    """
     with _held(root, name):
         before = read_champions(root, name)
+        if since is not None and before.log != since.log:
+            raise ChampionChanged
         if before.champion is not None and before.champion.adapter.digest == adapter.digest:
             return before.champion
         now = _now()
@@ -96,6 +130,7 @@ def promote(root: Path, name: str, *, adapter: Adapter, report: EvalReport, data
             adapter=adapter,
             report=report,
             data_digest=data_digest,
+            data_key=data_key,
             reason=reason,
             promoted=now,
             previous=before.current,

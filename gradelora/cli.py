@@ -57,7 +57,10 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--adapter", type=Path, help="folder of an adapter; default: the deployment's champion")
     score.add_argument("--base", metavar="OWNER/NAME", help="the adapter's base; default: that of --config")
     score.add_argument("--threshold", type=float, default=0.7, help="confidence below which a human should look")
-    _command(commands, "gate", "promote the evaluated adapter if it is shown to be better than the champion", _gate)
+    gate = _command(
+        commands, "gate", "promote the evaluated adapter if it is shown to be better than the champion", _gate
+    )
+    gate.add_argument("--again", action="store_true", help="also an adapter that was rolled back")
     push = _command(commands, "push", "hand over the adapter or the merged model: a Hub repository or a folder", _push)
     push_options.add_options(push)
     _command(commands, "rollback", "go back to the champion before the present one", _rollback)
@@ -199,7 +202,7 @@ def _gate(arguments: argparse.Namespace) -> int:
 
     run = _config(arguments)
     with telling() as teller, uploads_finished(run.store, teller.line):
-        verdict = Pipeline(run, teller.obtained, teller.line).verdict()
+        verdict = Pipeline(run, teller.obtained, teller.line).verdict(again=arguments.again)
     print(verdict.model_dump_json() if arguments.json else verdict.reason)
     return 0
 

@@ -7,63 +7,40 @@ Two conditions, both on `gate.split`:
    with 14 answers a question, two equally good scorers differ by 0.3 QWK in one question out
    of ten by chance alone.  A loss that its interval does not bear out is listed, and stops nothing.
 
-The rival is the champion of the deployment where it was evaluated on the same items, else the
-base.  When the data have changed, evaluate the champion's adapter on the new data and hand
-`judge` a copy of the champion with that report and digest: then it is the rival again.
+The rival is the champion of the deployment, or the base where there is none.  Where the data have
+changed since the champion was evaluated, it is evaluated on the new data: to beat the base is not
+enough to replace a champion.  An adapter that was rolled back does not come back by itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any
 
-from gradelora.artifacts import Adapter, EvalReport, Frozen, Interval, Split
-from gradelora.champion import Champion, champion_of, promote, refuse
+from gradelora.artifacts import Adapter, EncodedDataset, EvalReport, Frozen
+from gradelora.champion import Champion, ChampionChanged, Champions, promote, read_champions, refuse
+from gradelora.comparison import Comparison, PartGain, compare_with_base, compare_with_champion, measured_on
 from gradelora.config import EvaluateConfig, GateConfig
-from gradelora.errors import BadConfig
-
-if TYPE_CHECKING:
-    from gradelora.evaluate.metrics import Slice
+from gradelora.errors import Damaged
+from gradelora.power import power
+from gradelora.receipt import verify
 
 MIN_ITEMS = 10
-Rival = Literal["base", "champion"]
-
-
-class PartGain(Frozen):
-    """The gain in one question or group; `items` may be too few to judge it."""
-
-    kind: Literal["question", "group"]
-    name: str
-    items: int
-    gain: Interval
-
-
-class Comparison(Frozen):
-    """An adapter against its rival on one split; `why` says why it is this rival."""
-
-    rival: Rival
-    why: str
-    split: Split
-    items: int
-    unit: Literal["question", "student", "record"]
-    units: int
-    students: int
-    confidence_level: float
-    rival_qwk: Interval
-    adapter_qwk: Interval
-    gain: Interval
-    parts: tuple[PartGain, ...]
+# The report of a champion's adapter on the items that the new one was evaluated on.
+Examine = Callable[[Champion], EvalReport]
 
 
 class Verdict(Frozen):
     """Promote or refuse, in one sentence with its figures.
 
+    `bar` forbids promotion whatever the figures, and says why; empty where nothing does.
     `losses` are the parts that refuse the adapter, `doubtful` those that lost as much without
     their interval bearing it out, `not_judged` those with fewer than MIN_ITEMS items or no QWK.
-    `power` is the probability that items like these show a true gain of `expected_gain`.
+    `power` is the probability that items like these let a true gain of `expected_gain` pass.
     """
 
     promoted: bool
     reason: str
+    bar: str
     margin: float
     max_question_loss: float
     expected_gain: float
@@ -81,16 +58,33 @@ def settle(
     evaluation: EvaluateConfig,
     adapter: Adapter,
     report: EvalReport,
-    data_digest: str,
+    data: EncodedDataset,
+    examine: Examine,
+    *,
+    again: bool = False,
 ) -> Verdict:
     """`judge` against the champion of the deployment `name`, and move its pointer or keep the refusal.
 
+    Where another run promotes meanwhile, this adapter is judged against that one.
     Raises BadConfig where the split has no items, Damaged where the record of champions is.
     """
-    verdict = judge(config, evaluation, adapter, report, data_digest, champion_of(root, name))
-    keep = promote if verdict.promoted else refuse
-    keep(root, name, adapter=adapter, report=report, data_digest=data_digest, reason=verdict.reason)
-    return verdict
+    while True:
+        champions = read_champions(root, name)
+        verdict = judge(config, evaluation, adapter, report, data.digest, champions, examine, again=again)
+        kept: dict[str, Any] = {
+            "adapter": adapter,
+            "report": report,
+            "data_digest": data.digest,
+            "reason": verdict.reason,
+        }
+        if not verdict.promoted:
+            refuse(root, name, **kept)
+            return verdict
+        try:
+            promote(root, name, **kept, data_key=data.path.name, since=champions)
+        except ChampionChanged:
+            continue
+        return verdict
 
 
 def judge(
@@ -99,36 +93,62 @@ def judge(
     adapter: Adapter,
     report: EvalReport,
     data_digest: str,
-    champion: Champion | None,
+    champions: Champions,
+    examine: Examine,
+    *,
+    again: bool = False,
 ) -> Verdict:
-    """Compare with the champion or the base, and decide.
+    """Compare with the champion or the base, and decide; `again` lets an adapter pass that was rolled back.
 
     `data_digest` is that of the EncodedDataset which `report` was made from.
     Raises BadConfig where the split has no items.
     """
-    if champion is not None and champion.adapter.digest == adapter.digest:
+    held = champions.champion
+    if held is not None and held.adapter.digest == adapter.digest:
         # Against itself it gains nothing; the figures that tell something are those against the base.
         verdict = decide(config, compare_with_base(config.split, report, "this adapter is the champion itself"))
-        return verdict.model_copy(
-            update={"promoted": True, "reason": f"already the champion since {champion.promoted}"}
-        )
-    why = _why_base(champion, report, data_digest, config.split)
-    if champion is None or why:
-        return decide(config, compare_with_base(config.split, report, why))
-    return decide(config, compare_with_champion(config.split, evaluation, report, champion))
+        return verdict.model_copy(update={"promoted": True, "reason": f"already the champion since {held.promoted}"})
+    stepped_back = champions.rolled_back(adapter.digest)
+    bar = f"it was rolled back at {stepped_back}; `gradelora gate --again` judges it anew" if stepped_back else ""
+    if held is None:
+        comparison = compare_with_base(config.split, report, "this deployment has no champion yet")
+        return decide(config, comparison, "" if again else bar)
+    beyond = _beyond_comparison(held, adapter)
+    if beyond:
+        return decide(config, compare_with_base(config.split, report, beyond), beyond)
+    why = f"the champion since {held.promoted} was evaluated on the same items"
+    if not measured_on(held, report, data_digest, config.split):
+        held = held.model_copy(update={"report": examine(held), "data_digest": data_digest})
+        why = f"the champion since {held.promoted}, evaluated anew on these items"
+    return decide(config, compare_with_champion(config.split, evaluation, report, held, why), "" if again else bar)
 
 
-def decide(config: GateConfig, comparison: Comparison) -> Verdict:
+def _beyond_comparison(champion: Champion, adapter: Adapter) -> str:
+    """Why the champion cannot be asked about these items; empty where it can."""
+    theirs, ours = champion.adapter, adapter
+    remedy = "`gradelora rollback` it to compare with the base, or give this configuration another name"
+    if (theirs.repo_id, theirs.commit) != (ours.repo_id, ours.commit):
+        which = f"{theirs.repo_id} at {theirs.commit[:12]}"
+        return f"the champion since {champion.promoted} belongs to another base, {which}; {remedy}"
+    try:
+        verify(theirs.path, theirs.files, deep=False)
+    except Damaged as damage:
+        return f"the champion since {champion.promoted} cannot be asked ({damage}); {remedy}"
+    return ""
+
+
+def decide(config: GateConfig, comparison: Comparison, bar: str = "") -> Verdict:
     """The two conditions of this module; a pure function of its arguments."""
     enough = [p for p in comparison.parts if p.items >= MIN_ITEMS and p.gain.value is not None]
     worse = [p for p in enough if p.gain.value is not None and -p.gain.value > config.max_question_loss]
     losses = tuple(p for p in worse if p.gain.high is not None and p.gain.high < 0)
     low = comparison.gain.low
     shown = low is not None and low > config.margin
-    chance = power(config, comparison)
+    chance = power(config, comparison, enough)
     return Verdict(
-        promoted=shown and not losses,
-        reason=_reason(config, comparison, shown, losses) + _in_doubt(config, None if shown else chance),
+        promoted=shown and not losses and not bar,
+        reason=_reason(config, comparison, shown, losses, bar) + _in_doubt(config, None if shown else chance),
+        bar=bar,
         margin=config.margin,
         max_question_loss=config.max_question_loss,
         expected_gain=config.expected_gain,
@@ -140,114 +160,16 @@ def decide(config: GateConfig, comparison: Comparison) -> Verdict:
     )
 
 
-def power(config: GateConfig, comparison: Comparison) -> float | None:
-    """How probably items like these show a true gain of `gate.expected_gain`; None without an interval.
-
-    The first condition alone, by the noncentral t distribution with the measured standard error.
-    """
-    from scipy import stats
-
-    from gradelora.evaluate.intervals import t_quantile
-
-    gain, units = comparison.gain, min(comparison.units, comparison.students or comparison.units)
-    if gain.value is None or gain.high is None or gain.high <= gain.value:
-        return None
-    quantile = t_quantile(comparison.confidence_level, units)
-    error = (gain.high - gain.value) / quantile
-    return round(float(stats.nct.sf(quantile, units - 1, (config.expected_gain - config.margin) / error)), 4)
-
-
 def _in_doubt(config: GateConfig, chance: float | None) -> str:
     """What a refusal for want of proof is worth; empty where the proof is there, or nothing can be said."""
     if chance is None:
         return ""
-    return f"; a true gain of {config.expected_gain:.3f} would be shown in {100 * chance:.0f} % of such evaluations"
+    return f"; a true gain of {config.expected_gain:.3f} would pass in {100 * chance:.0f} % of such evaluations"
 
 
-def compare_with_base(split: Split, report: EvalReport, why: str) -> Comparison:
-    """From the report's own figures.  Raises BadConfig where the split has no items."""
-    from gradelora.evaluate.metrics import read_metrics
-
-    metrics = read_metrics(report.path)
-    section = metrics.section(split)
-    if section is None:
-        raise BadConfig(_no_items(split))
-    slices = (section.whole, section.by_question, section.by_group)
-    return comparison_of("base", why, split, metrics.confidence_level, *slices)
-
-
-def compare_with_champion(
-    split: Split, evaluation: EvaluateConfig, report: EvalReport, champion: Champion
-) -> Comparison:
-    """From both predictions of the same items, paired.  Raises BadConfig where the split has no items."""
-    from gradelora.evaluate.measure import Bootstrap
-    from gradelora.evaluate.predictions import FILE, read_predictions
-    from gradelora.evaluate.sections import slices_of
-
-    theirs = {p.item_id: p.adapter_score for p in read_predictions(champion.report.path / FILE)}
-    ours = [p for p in read_predictions(report.path / FILE) if p.split == split]
-    if not ours:
-        raise BadConfig(_no_items(split))
-    # The champion's scores stand where the base's stood; everything else is the same measurement.
-    paired = [p.model_copy(update={"base_score": theirs[p.item_id]}) for p in ours]
-    bootstrap = Bootstrap(evaluation.resamples, evaluation.confidence_level, evaluation.seed)
-    why = f"the champion since {champion.promoted} was evaluated on the same items"
-    return comparison_of("champion", why, split, evaluation.confidence_level, *slices_of(split, paired, bootstrap))
-
-
-def comparison_of(
-    rival: Rival,
-    why: str,
-    split: Split,
-    confidence_level: float,
-    whole: "Slice",
-    by_question: Sequence["Slice"],
-    by_group: Sequence["Slice"],
-) -> Comparison:
-    """The slices' QWK gains, `base` in them being the rival."""
-    questions = [PartGain(kind="question", name=s.name, items=s.items, gain=s.gain.qwk) for s in by_question]
-    groups = [PartGain(kind="group", name=s.name, items=s.items, gain=s.gain.qwk) for s in by_group]
-    return Comparison(
-        rival=rival,
-        why=why,
-        split=split,
-        items=whole.items,
-        unit=whole.unit,
-        units=whole.units,
-        students=whole.students,
-        confidence_level=confidence_level,
-        rival_qwk=whole.base.qwk,
-        adapter_qwk=whole.adapter.qwk,
-        gain=whole.gain.qwk,
-        parts=(*questions, *groups),
-    )
-
-
-def _no_items(split: Split) -> str:
-    return f"gate.split={split} has no items; set a split that has, or add data"
-
-
-def _why_base(champion: Champion | None, report: EvalReport, data_digest: str, split: Split) -> str:
-    """Why the champion cannot be the rival; empty where it can."""
-    from gradelora.evaluate.predictions import FILE, read_predictions
-
-    if champion is None:
-        return "this deployment has no champion yet"
-    if champion.data_digest != data_digest:
-        return f"the champion since {champion.promoted} was evaluated on other data"
-    file = champion.report.path / FILE
-    if not file.is_file():
-        return f"the predictions of the champion since {champion.promoted} are gone from the store"
-    theirs = {p.item_id for p in read_predictions(file)}
-    ours = {p.item_id for p in read_predictions(report.path / FILE) if p.split == split}
-    return "" if ours <= theirs else f"the champion since {champion.promoted} was not evaluated on these items"
-
-
-def _reason(config: GateConfig, comparison: Comparison, shown: bool, losses: Sequence[PartGain]) -> str:
-    gain = comparison.gain
+def _reason(config: GateConfig, comparison: Comparison, shown: bool, losses: Sequence[PartGain], bar: str) -> str:
+    gain, where = comparison.gain, _where(comparison)
     rival = "the base" if comparison.rival == "base" else "the champion"
-    students = f", {comparison.students} students" if comparison.students else ""
-    where = f"on {comparison.split} ({comparison.items} items, {comparison.units} {comparison.unit}s{students})"
     figures = f"QWK {_spell(comparison.adapter_qwk.value)} against {rival}'s {_spell(comparison.rival_qwk.value)}"
     if gain.value is None or gain.low is None or gain.high is None:
         return f"refused {where}: {figures}, and the gain has no interval ({gain.reason or 'too few items'})"
@@ -262,10 +184,22 @@ def _reason(config: GateConfig, comparison: Comparison, shown: bool, losses: Seq
             f"{_spell(-(worst.gain.value or 0.0))} QWK ({worst.items} items, {len(losses)} such), "
             f"{config.max_question_loss:.3f} allowed"
         )
+    if bar:
+        return f"refused {where}: {figures}; {interval}, but {bar}"
     return (
         f"promoted {where}: {figures}; {interval}, above the margin {config.margin:.3f}; "
         f"no question or group is shown to lose more than {config.max_question_loss:.3f}"
     )
+
+
+def _where(comparison: Comparison) -> str:
+    """Which items, and what was resampled of them."""
+    counted = [f"{comparison.items} items", f"{comparison.units} {comparison.unit}s"]
+    if comparison.crossed:
+        counted.append(f"{comparison.crossed_units} {comparison.crossed}s")
+    if comparison.worth < 0.9 * min(comparison.units, comparison.crossed_units or comparison.units):
+        counted.append(f"so unequal that they are worth {comparison.worth:.1f} equal ones")
+    return f"on {comparison.split} ({', '.join(counted)})"
 
 
 def _spell(value: float | None) -> str:

@@ -22,12 +22,13 @@ from gradelora.artifacts import (
     ModelSnapshot,
     ValidatedRecords,
 )
+from gradelora.champion import Champion, read_champions
 from gradelora.config import FetchConfig, RunConfig
 from gradelora.encode import encode
 from gradelora.errors import NotEnoughMemory
 from gradelora.evaluate import evaluate
 from gradelora.fetch import fetch
-from gradelora.gate import Verdict, settle
+from gradelora.gate import Verdict, judge, settle
 from gradelora.hub import HubClient
 from gradelora.joining import join_node_0
 from gradelora.merge import merge
@@ -42,6 +43,7 @@ from gradelora.score.chosen import Chosen
 from gradelora.score.scored import Scores
 from gradelora.store import Obtained, Store
 from gradelora.train import train
+from gradelora.trained_on import trained_on
 from gradelora.validate import validate
 
 A = TypeVar("A", bound=Artifact)
@@ -112,19 +114,36 @@ class Pipeline:
         """Base beside adapter on held-out items."""
         return self._obtain(evaluate, self.run.evaluate, self.snapshot, self.adapter, self.encoded)
 
-    def verdict(self) -> Verdict:
+    def verdict(self, *, again: bool = False) -> Verdict:
         """Promote or refuse; the champion may have changed, so it is asked anew each time."""
-        root, evaluation = self.store.root, self.evaluation
-        with champion_shared(self.run.store, self.run.name):
+        run, adapter, evaluation = self.run, self.adapter, self.evaluation
+        with champion_shared(run.store, run.name):
             return settle(
-                root,
-                self.run.name,
-                self.run.gate,
-                self.run.evaluate,
-                self.adapter,
+                self.store.root,
+                run.name,
+                run.gate,
+                run.evaluate,
+                adapter,
                 evaluation,
-                self.encoded.digest,
+                self.encoded,
+                self.examined,
+                again=again,
             )
+
+    def judgement(self) -> Verdict:
+        """What the gate says, without moving the champion or keeping a refusal."""
+        run, adapter, evaluation = self.run, self.adapter, self.evaluation
+        with champion_shared(run.store, run.name):
+            champions = read_champions(self.store.root, run.name)
+        data = self.encoded.digest
+        return judge(run.gate, run.evaluate, adapter, evaluation, data, champions, self.examined)
+
+    def examined(self, champion: Champion) -> EvalReport:
+        """The champion on today's items, asked with the prompts of its training where they are known."""
+        known, data = trained_on(self.store.root, champion.data_digest), self.encoded
+        if known is not None and known[1] != self.run.encode:
+            data = self._obtain(encode, known[1], self.records, self.tokenizer)
+        return self._obtain(evaluate, self.run.evaluate, self.snapshot, champion.adapter, data)
 
     @cached_property
     def merged(self) -> MergedModel:

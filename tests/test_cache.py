@@ -12,7 +12,7 @@ from huggingface_hub import scan_cache_dir
 
 from gradelora import child
 from gradelora.artifacts import Adapter, EvalReport, Interval
-from gradelora.champion import promote, rollback
+from gradelora.champion import promote, refuse, rollback
 from gradelora.cli import main
 from gradelora.config import FetchConfig, Runtime
 from gradelora.fetch import fetch
@@ -113,12 +113,14 @@ def promoted(store: Store, word: str) -> Obtained[Adapter]:
 
     train.__module__ = "tests.toy"
     obtained = store.obtain(train, ToyConfig(word=word), runtime=RUNTIME, run=child.here)
-    nothing = Interval(value=None, low=None, high=None)
-    report = EvalReport(
-        path=Path(), files=(), split="unseen_answers", items=0, base_qwk=nothing, adapter_qwk=nothing, qwk_gain=nothing
-    )
-    promote(store.root, "h200", adapter=obtained.artifact, report=report, data_digest="", reason="better")
+    promote(store.root, "h200", adapter=obtained.artifact, report=nothing_measured(), data_digest="", reason="better")
     return obtained
+
+
+def nothing_measured() -> EvalReport:
+    nothing = Interval(value=None, low=None, high=None)
+    figures = {"base_qwk": nothing, "adapter_qwk": nothing, "qwk_gain": nothing}
+    return EvalReport(path=Path(), files=(), split="unseen_answers", items=0, **figures)
 
 
 def test_the_champion_and_those_before_it_stay(store, tmp_path, capsys):
@@ -132,6 +134,17 @@ def test_the_champion_and_those_before_it_stay(store, tmp_path, capsys):
     assert cache(tmp_path, "--unneeded", "--yes") == 0
     assert first.artifact.path.is_dir()
     assert not second.artifact.path.exists()
+
+
+def test_a_refused_adapter_is_kept_until_it_is_named(store, tmp_path, capsys):
+    made = promoted(store, "refused")
+    rollback(store.root, "h200")
+    refuse(store.root, "h200", adapter=made.artifact, report=nothing_measured(), data_digest="", reason="no better")
+    assert listed(capsys, tmp_path)[named(made)]["needed_by"] == ["the refusal of h200"]
+    assert cache(tmp_path, "--unneeded", "--yes") == 0
+    assert made.artifact.path.is_dir()
+    assert cache(tmp_path, named(made), "--yes") == 0
+    assert not made.artifact.path.exists()
 
 
 def test_nothing_is_unneeded_while_a_run_is_in_progress(store, tmp_path, capsys):

@@ -4,10 +4,14 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from gradelora.artifacts import Adapter, EvalReport
+from gradelora.champion import promote
+from gradelora.receipt import read_receipt, restored
 from gradelora.report.compared import Comparison
 from gradelora.sandbox.demo import REPO_ID
 from gradelora.sandbox.hub import LoopbackHub
@@ -99,15 +103,36 @@ def test_another_learning_rate_runs_train_and_what_follows(trained: Bench) -> No
 
 
 def test_one_byte_of_one_data_file_runs_validate_and_what_follows_but_not_fetch(trained: Bench) -> None:
+    """And the champion is evaluated on the new data, with the prompts of its training: it is the rival."""
+    root, held = trained.folder / "store", outcome_of(trained)
+    folder = Path(held["adapter"])
+    adapter, report = restored(read_receipt(folder), folder, Adapter), EvalReport.model_validate(held["evaluation"])
+    trained_on = read_receipt(folder).inputs["data"]
+    promote(root, "demo", adapter=adapter, report=report, data_digest=trained_on, reason="for the test")
+    encoded = {path.parent for path in root.glob("encode/*/receipt.json")}
     path = next((trained.folder / "data").glob("*.json"))
     before = path.read_bytes()
     path.write_bytes(before.replace(b"the", b"thy", 1))
     try:
-        states = trained.states()
+        outcome = outcome_of(trained, "encode.instructions=Score as a rater would.")
     finally:
         path.write_bytes(before)
+    states = {s["stage"]: "cached" if s["cached"] else "run" for s in outcome["stages"]}
     assert states == {**dict.fromkeys(STAGES, "run"), "fetch tokenizer": "cached", "fetch everything": "cached"}
+    assert outcome["verdict"]["comparison"]["rival"] == "champion"
+    assert "evaluated anew on these items" in outcome["verdict"]["comparison"]["why"]
+    new = [read_receipt(path.parent) for path in root.glob("encode/*/receipt.json") if path.parent not in encoded]
+    assert {receipt.config["instructions"][:8] for receipt in new} == {"Score as", "Score th"}
+    assert len({receipt.inputs["records"] for receipt in new}) == 1
     assert set(trained.states().values()) == {"cached"}
+
+
+def outcome_of(bench: Bench, *changes: str) -> dict[str, Any]:
+    """What one whole run hands over."""
+    done = bench.flow(*changes)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    outcome: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return outcome
 
 
 @pytest.mark.parametrize(
@@ -164,6 +189,8 @@ def test_the_report_names_figures_and_stands_alone(trained: Bench) -> None:
     page = Path(json.loads(done.stdout.splitlines()[-1])["page"])
     text = page.read_text()
     assert "QWK" in text
+    card = Path(json.loads(done.stdout.splitlines()[-1])["adapter"]) / "aside" / "README.md"
+    assert "base_model: gradelora/tiny-gpt-oss" in card.read_text()
     assert "http://" not in text.replace("http://www.w3.org", "")
     assert 'src="https:' not in text
 

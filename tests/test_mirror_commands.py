@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from gradelora import child, mirror
-from gradelora.artifacts import Adapter, EvalReport, Interval
+from gradelora.artifacts import Adapter, EncodedDataset, EvalReport, Interval, SplitCounts
 from gradelora.champion import champion_of, promote, read_champions, refuse, rollback
 from gradelora.cli import main
 from gradelora.config import Runtime, StoreConfig
@@ -46,8 +46,10 @@ class Machine:
             store = Store.of(self.config, self.said.append)
             made = store.obtain(adapter, ToyConfig(word=word), runtime=Runtime(), run=child.here).artifact
             report = store.obtain(evaluation, ToyConfig(word=word), runtime=Runtime(), run=child.here).artifact
+            data = store.obtain(encode, ToyConfig(word=word), runtime=Runtime(), run=child.here).artifact
             with champion_shared(self.config, NAME):
-                promote(self.root, NAME, adapter=made, report=report, data_digest="d", reason="better")
+                told = {"data_digest": data.digest, "data_key": data.path.name, "reason": "better"}
+                promote(self.root, NAME, adapter=made, report=report, **told)
         return made
 
     def look(self) -> Any:
@@ -85,6 +87,12 @@ def evaluation(config: ToyConfig, *, out: Path, runtime: Runtime) -> EvalReport:
     )
 
 
+def encode(config: ToyConfig, *, out: Path, runtime: Runtime) -> EncodedDataset:
+    (out / "candidates.json").write_text(config.word)
+    splits = SplitCounts(train=1, validation=0, unseen_answers=0, unseen_questions=0)
+    return EncodedDataset.collect(out, layout="harmony", splits=splits, tokens=1, longest=1, pad_token_id=0)
+
+
 @pytest.fixture
 def machines(tmp_path: Path) -> tuple[Machine, Machine]:
     url = f"file://{tmp_path}/mirror"
@@ -101,6 +109,8 @@ def test_another_machine_has_the_champion_with_its_artifacts(machines: tuple[Mac
     assert champion.adapter.path == b.root / "adapter" / made.path.name
     assert (champion.adapter.path / "adapter_model.safetensors").read_text() == "one"
     assert (champion.report.path / "predictions.jsonl").read_text() == "one"
+    # What it was trained on comes along: how its prompts are made, which scores it knows.
+    assert (b.root / "encode" / champion.data_key / "candidates.json").read_text() == "one"
 
 
 def test_promotions_on_two_machines_in_turn_make_one_record(machines: tuple[Machine, Machine]) -> None:

@@ -28,6 +28,7 @@ class Holdings:
             except Damaged:
                 self._receipts[folder] = None
         self._champions = _champions(self.root)
+        self._refused = _refused(self.root)
         self._running = {folder: _mentions(folder) for folder in _building(self.root) if is_locked(_lock(folder))}
 
     def entries(self) -> Iterator[Entry]:
@@ -61,10 +62,11 @@ class Holdings:
         """In words what needs the artifact, and whether a champion or a run in progress does."""
         fixed = [f"the champion of {name}" for name, digests in self._champions.items() if digest in digests]
         fixed += [f"{_spell(f)}, a run in progress" for f, text in self._running.items() if path in text]
+        refused = [f"the refusal of {name}" for name, digests in self._refused.items() if digest in digests]
         sealed = [_spell(f) for f, r in self._receipts.items() if r is not None and digest in r.inputs.values()]
         # What a run has sealed already and will read later is written nowhere yet.
         others = [f"perhaps {_spell(f)}, a run in progress" for f in self._running] if not fixed else []
-        return (*fixed, *sealed, *others), bool(fixed)
+        return (*fixed, *refused, *sealed, *others), bool(fixed)
 
     def users_of_snapshot(self, repo_id: str, commit: str) -> tuple[tuple[str, ...], bool]:
         """The same for a commit in the Hub cache: whoever needs an artifact that lies there."""
@@ -105,6 +107,13 @@ def _champions(root: Path) -> dict[str, set[str]]:
             place = champion.previous
         found[file.stem] = digests
     return found
+
+
+def _refused(root: Path) -> dict[str, set[str]]:
+    """By deployment: digests of refused adapters and their reports, kept until they are named."""
+    files = sorted((root / FOLDER).glob("*.json"))
+    refusals = {file.stem: read_champions(root, file.stem).refusals for file in files}
+    return {name: {a.digest for r in kept for a in (r.adapter, r.report)} for name, kept in refusals.items()}
 
 
 def _describes(receipt: Receipt, repo_id: str, commit: str) -> bool:

@@ -75,11 +75,15 @@ def names(remote: Remote) -> list[str]:
 
 
 def needed(champions: Champions) -> list[tuple[str, str]]:
-    """Stage and key of the champion's artifacts and of those that it can be rolled back to, the champion's first."""
+    """Stage and key of the champion's artifacts and of those that it can be rolled back to, the champion's first.
+
+    The data that it was trained on come along: they say how its prompts are made, and which scores it knows.
+    """
     found, place = [], champions.current
     while place is not None:
         champion = champions.promotions[place]
         found += [(a.path.parent.name, a.path.name) for a in (champion.adapter, champion.report)]
+        found += [("encode", champion.data_key)] if champion.data_key else []
         place = champion.previous
     return found
 

@@ -84,8 +84,6 @@ def _check_verdict(verdict: "Verdict", refused: bool) -> None:
 def _given(run: RunConfig, *, merged: bool, refused: bool) -> tuple[Any, Any]:
     """What the card is made of, and the artifact that is handed over."""
     from gradelora import __version__
-    from gradelora.champion import champion_of
-    from gradelora.gate import judge
     from gradelora.mirror import uploads_finished
     from gradelora.pipeline import Pipeline
     from gradelora.progress import telling
@@ -95,8 +93,7 @@ def _given(run: RunConfig, *, merged: bool, refused: bool) -> tuple[Any, Any]:
     with telling() as teller, uploads_finished(run.store, teller.line):
         pipeline = Pipeline(run, teller.obtained, teller.line)
         adapter, evaluation = pipeline.adapter, pipeline.evaluation
-        champion = champion_of(run.store.root, run.name)
-        verdict = judge(run.gate, run.evaluate, adapter, evaluation, pipeline.encoded.digest, champion)
+        verdict = pipeline.judgement()
         # Before the merge, which takes an hour.
         _check_verdict(verdict, refused)
         given = ReportInput(

@@ -7,16 +7,15 @@ the data that it was trained on, not from today's configuration.
 import json
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from gradelora.artifacts import Adapter, EncodedDataset, FileEntry, Frozen
+from gradelora.artifacts import Adapter, FileEntry, Frozen
 from gradelora.champion import champion_of
 from gradelora.config import BaseModelConfig, EncodeConfig, RunConfig, ScoreConfig
-from gradelora.errors import BadConfig, Damaged
+from gradelora.errors import BadConfig
 from gradelora.mirror import champion_shared
 from gradelora.receipt import RECEIPT, read_receipt, restored, verify
 from gradelora.score.scored import KnownQuestions
 from gradelora.store import Store
+from gradelora.trained_on import trained_on
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -65,7 +64,7 @@ def _chosen(run: RunConfig, adapter: Adapter, data_digest: str, why: str) -> Cho
     if adapter.repo_id != run.base.repo_id:
         raise BadConfig(f"{why} belongs to {adapter.repo_id}, not to base.repo_id={run.base.repo_id}; set that")
     base = BaseModelConfig(repo_id=adapter.repo_id, revision=adapter.commit)
-    found = _trained_on(Store(run.store.root).root, data_digest)
+    found = trained_on(Store(run.store.root).root, data_digest)
     if found is None:
         why += "; its training data are not in the store: prompts as configured now, whole points"
         return Chosen(adapter=adapter, base=base, encode=run.encode, known=KnownQuestions.of(None), why=why)
@@ -88,17 +87,3 @@ def _named(folder: Path, run: RunConfig) -> tuple[Adapter, str]:
     commit = settings.get("revision") or run.base.revision
     repo_id = settings.get("base_model_name_or_path") or run.base.repo_id
     return Adapter(path=folder, files=files, repo_id=repo_id, commit=commit, **facts), ""
-
-
-def _trained_on(root: Path, digest: str) -> tuple[EncodedDataset, EncodeConfig] | None:
-    """The encoded data of that digest and how they were encoded, None where the store has them not."""
-    for path in sorted(root.glob(f"encode/[!.]*/{RECEIPT}")):
-        try:
-            receipt = read_receipt(path.parent)
-            if receipt.digest == digest:
-                data = restored(receipt, path.parent, EncodedDataset)
-                return data, EncodeConfig.model_validate(receipt.config)
-        except (Damaged, ValidationError):
-            # Another data set's receipt, or one that an earlier version wrote otherwise.
-            continue
-    return None
