@@ -119,7 +119,9 @@ def test_answers_without_scores_are_scored_with_confidence_and_a_flag(
     assert found["new:1:1"].send_to_human
     assert "maximum above 0 is missing" in found["new:1:1"].reason
     for line in found.values():
-        assert line.send_to_human == (line.confidence is None or line.confidence < 0.9)
+        assert line.send_to_human == (line.confidence is None or line.confidence < 0.9 or line.mass < 0.9)
+    # An untrained model would rather write something else, however sure it is of one score beside the others.
+    assert "the allowed scores together have a probability of 0.0" in found["new:0:0"].reason
     to_human = sum(line.send_to_human for line in found.values())
     assert (done.answers, done.to_human, done.unscored, done.new_questions) == (5, to_human, 1, 1)
 
@@ -158,6 +160,32 @@ def test_an_answer_that_is_too_long_is_shortened_or_sent_to_a_human(parts: Any, 
     (left,) = lines(scored(parts, files, None, tmp_path / "left", config).file)
     assert left.score is None
     assert left.reason == "does not fit into encode.max_length 512"
+
+
+def test_an_answer_on_another_scale_than_in_training_is_not_scored(
+    parts: Any, trained_on: EncodedDataset, tmp_path: Path
+) -> None:
+    """Its score would be one of 0 to 2, beside a maximum of 3."""
+    (tmp_path / "other.json").write_text(json.dumps([record({**KNOWN, "max_score": 3, "answer": "The heat."})]))
+    files = collect_data_files((str(tmp_path / "other.json"),))
+    (line,) = lines(scored(parts, files, trained_on, tmp_path / "out").file)
+    assert (line.score, line.send_to_human) == (None, True)
+    assert line.reason == "its question was trained with a maximum of 2, here it has 3"
+
+
+@pytest.mark.parametrize("other", [{"max_score": 3}, {"question": "Why does ice melt?"}, {"rubric": "Names heat."}])
+def test_a_question_id_with_two_meanings_scores_none_of_its_answers(parts: Any, tmp_path: Path, other: Any) -> None:
+    """The second would be asked with the first one's text, and get its scores."""
+    answers = [
+        {**KNOWN, "answer": "The heat."},
+        {**KNOWN, **other, "answer": "It is hot."},
+        {**NEW, "answer": "Water."},
+    ]
+    (tmp_path / "two.json").write_text(json.dumps([record(*answers)]))
+    files = collect_data_files((str(tmp_path / "two.json"),))
+    found = {line.item_id: line for line in lines(scored(parts, files, None, tmp_path / "out").file)}
+    assert [found[f"two:0:{i}"].score is None for i in range(3)] == [True, True, False]
+    assert "its question_id stands with several questions" in found["two:0:0"].reason
 
 
 def test_a_broken_file_stops_the_run_before_the_model_is_loaded(parts: Any, tmp_path: Path, monkeypatch: Any) -> None:

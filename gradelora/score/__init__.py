@@ -6,7 +6,7 @@ from gradelora.artifacts import Adapter, DataFiles, ModelSnapshot
 from gradelora.config import Runtime, ScoreConfig, ValidateConfig
 from gradelora.score.scored import FILE, KnownQuestions, Scores
 
-VERSION = 1
+VERSION = 2
 RESUMES = True
 # Answers between two writes: what a kill can cost.
 CHUNK = 256
@@ -24,9 +24,10 @@ def score(
 ) -> Scores:
     """scores.jsonl: every answer of `data`, grouped by question; a second call goes on in the same `out`.
 
-    An answer whose confidence lies below `config.threshold`, or that cannot be scored, is flagged
-    for a human.  A question that `known` has not takes the finest step of those that it has, or
-    whole points.  Raises BadData for a file that cannot be read.
+    An answer is flagged for a human where its confidence, or the probability of all allowed scores
+    together, lies below `config.threshold`, or where it cannot be scored.  A question that `known`
+    has not takes the finest step of those that it has, or whole points.
+    Raises BadData for a file that cannot be read.
     """
     from gradelora.score.answers import read_answers
     from gradelora.score.scored import ScoresFile

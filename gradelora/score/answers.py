@@ -1,7 +1,7 @@
 """New answers from data files: the format of the training data, its scores unused and optional."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -12,12 +12,13 @@ from gradelora.records.identity import question_keys, questions
 from gradelora.records.read import FileState, read_files
 from gradelora.records.write import stems
 
+SEVERAL = "its question_id stands with several questions, rubrics or maxima; give each an id of its own"
 COLUMNS = ("question", "answer", "rubric", "max_score", "record_index", "item_index", "file")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer to score; `fault` says why it cannot be, then all texts are empty."""
+    """One answer to score; `fault` says why it cannot be."""
 
     item_id: str
     file: str
@@ -34,7 +35,8 @@ class Answer:
 def read_answers(data: DataFiles, max_bytes: int) -> list[Answer]:
     """Every item of every file, in the order of the data.
 
-    Raises BadData for a file that cannot be read; an item that cannot be scored carries its fault.
+    Raises BadData for a file that cannot be read; an item that cannot be scored carries its fault, so
+    does every answer under a question_id that stands with several questions, as training would be blocked.
     """
     tables = read_files(data, max_bytes)
     broken = [_spell(file) for file in tables.files if file.fault is not None]
@@ -47,7 +49,16 @@ def read_answers(data: DataFiles, max_bytes: int) -> list[Answer]:
     known = question_keys(fitting, of_item)
     keys = iter([known[question] for question in of_item])
     names = [file.name for file in tables.files]
-    return list(_answers(items.select(COLUMNS), whole, keys, names))
+    return _of_one_question(list(_answers(items.select(COLUMNS), whole, keys, names)))
+
+
+def _of_one_question(answers: list[Answer]) -> list[Answer]:
+    """The same, with a fault where a key does not say which question is meant."""
+    meant: dict[str, set[tuple[str, str | None, float]]] = {}
+    for a in answers:
+        if not a.fault:
+            meant.setdefault(a.question_key, set()).add((a.question, a.rubric, a.max_score))
+    return [replace(a, fault=SEVERAL) if len(meant.get(a.question_key, ())) > 1 else a for a in answers]
 
 
 def _whole(row: dict[str, object]) -> bool:

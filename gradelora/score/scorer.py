@@ -32,7 +32,8 @@ class Scorer:
 
     def score(self, answers: Sequence[Answer]) -> list[ScoredAnswer]:
         """In the order of `answers`."""
-        prompts = {a.item_id: self._prompt(a) for a in answers if not a.fault}
+        faults = {a.item_id: a.fault or self._other_scale(a) for a in answers}
+        prompts = {a.item_id: self._prompt(a) for a in answers if not faults[a.item_id]}
         asked = {item_id: prompt for item_id, prompt in prompts.items() if prompt is not None}
         found = score_prompts(
             self.model,
@@ -44,9 +45,18 @@ class Scorer:
         likelihoods = dict(zip(asked, found, strict=True))
         too_long = f"does not fit into encode.max_length {self.encode.max_length}"
         return [
-            self._scored(a, likelihoods[a.item_id]) if a.item_id in asked else self._unscored(a, a.fault or too_long)
+            self._scored(a, likelihoods[a.item_id])
+            if a.item_id in asked
+            else self._unscored(a, faults[a.item_id] or too_long)
             for a in answers
         ]
+
+    def _other_scale(self, answer: Answer) -> str:
+        """Why the scores that the adapter learned for this question are not the answer's; empty where they are."""
+        known = self.known.get(answer.question_key)
+        if known is None or known.max_score == answer.max_score:
+            return ""
+        return f"its question was trained with a maximum of {known.max_score:g}, here it has {answer.max_score:g}"
 
     def _question(self, answer: Answer) -> tuple[Candidates, list[int]]:
         """Candidates and prefix ids of the answer's question: as trained, else the grid that encode would make."""
@@ -76,7 +86,12 @@ class Scorer:
 
     def _scored(self, answer: Answer, likelihoods: Likelihoods) -> ScoredAnswer:
         view = opinion(self._asked[answer.question_key][0], likelihoods)
-        doubtful = view.confidence < self.threshold
+        reasons = []
+        if view.confidence < self.threshold:
+            reasons.append(f"confidence {view.confidence:.3f} is below {self.threshold:.3f}")
+        if view.mass < self.threshold:
+            # The scores are compared with each other; the model would rather write something else.
+            reasons.append(f"the allowed scores together have a probability of {view.mass:.3f}")
         return ScoredAnswer(
             **_place(answer),
             known_question=answer.question_key in self.known,
@@ -85,8 +100,8 @@ class Scorer:
             expected=view.expected,
             confidence=view.confidence,
             mass=view.mass,
-            send_to_human=doubtful,
-            reason=f"confidence {view.confidence:.3f} is below {self.threshold:.3f}" if doubtful else "",
+            send_to_human=bool(reasons),
+            reason="; ".join(reasons),
         )
 
     def _unscored(self, answer: Answer, fault: str) -> ScoredAnswer:
