@@ -6,7 +6,7 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from gradelora import __version__
-from gradelora.artifacts import Adapter, EvalReport, MergedModel, ModelSnapshot, ValidatedRecords
+from gradelora.artifacts import ASIDE, Adapter, EvalReport, MergedModel, ModelSnapshot, ValidatedRecords
 from gradelora.config import RunConfig
 from gradelora.gate import Verdict
 from gradelora.outcome import Outcome, agreement, agreement_title
@@ -30,7 +30,7 @@ def report(
     evaluation: Obtained[EvalReport],
     merged: Obtained[MergedModel] | None,
 ) -> Outcome:
-    """One HTML page and a model card in the store, two tables in the UI."""
+    """One HTML page in the store, a model card there and beside the adapter, two tables in the UI."""
     done: list[Obtained[Any]] = [*fetched, *prepared, adapter, evaluation, *([merged] if merged else [])]
     rows = tuple(stage_row(o) for o in done)
     comparison = compare(plan, done, rows)
@@ -50,6 +50,7 @@ def report(
     )
     folder = Store(run.store.root).root / "reports" / f"{run.name}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
     write_card(given, folder)
+    write_card(given, adapter.artifact.path / ASIDE)
     write_plan(given, folder)
     outcome = Outcome(
         name=run.name,

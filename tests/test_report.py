@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from gradelora.artifacts import Adapter, EvalReport, Interval, ModelSnapshot, SplitCounts, ValidatedRecords
+from gradelora.champion import Champion, Champions
+from gradelora.comparison import PartGain
 from gradelora.config import EvaluateConfig, GateConfig, RunConfig
 from gradelora.config_file import build_config
 from gradelora.evaluate.metrics import write_metrics
@@ -26,6 +28,7 @@ from gradelora.report import ReportInput, StageRow, model_card, write_card, writ
 from gradelora.report.compared import Compared, Comparison
 from gradelora.report.figures import duration, number
 from gradelora.report.plots import loss_plot, reliability, ticks, whisker
+from gradelora.report.verdict import checks
 
 HOSTILE = '<script>alert("x")</script> & <img src=x onerror=alert(1)>'
 QUESTIONS = 8
@@ -199,8 +202,14 @@ def given(folder: Path, skill: float = 0.8, **sections: object) -> ReportInput:
         adapter=adapter,
         evaluation=evaluation,
         comparison=comparison(),
-        verdict=judge(GateConfig(), EvaluateConfig(resamples=200), adapter, evaluation, "d" * 64, None),
+        verdict=judge(
+            GateConfig(), EvaluateConfig(resamples=200), adapter, evaluation, "d" * 64, Champions(), no_champion
+        ),
     )
+
+
+def no_champion(champion: Champion) -> EvalReport:
+    raise AssertionError(champion)
 
 
 class Page(HTMLParser):
@@ -377,6 +386,26 @@ def test_whole_records_stand_beside_items_with_the_reason_for_every_na(html: str
     assert "mean probability of all allowed scores together" in text
 
 
-def test_a_refusal_says_how_surely_the_expected_gain_would_have_been_shown(tmp_path: Path) -> None:
+def test_a_refusal_says_how_surely_the_expected_gain_would_have_passed(tmp_path: Path) -> None:
     text = " ".join(Page(write_report(given(tmp_path, skill=0.3), tmp_path / "page").read_text()).text.split())
-    assert re.search(r"Items like these: a true gain of 0\.10 would be shown in \d+ % of evaluations", text)
+    assert re.search(r"Items like these: a true gain of 0\.10 would pass in \d+ % of evaluations", text)
+
+
+def test_the_expected_score_the_groups_shift_and_the_distance_to_humans_stand_on_the_page(html: str) -> None:
+    text = Page(html).text
+    assert re.search(r"On the 96 doubly scored items the second rater's QWK less the adapter's is [+−]0\.\d\d \(", text)
+    assert text.count("of the expected score") == 3
+    assert "SMD: 0 is neither stricter nor milder with this group" in text
+
+
+def test_a_loss_without_an_interval_is_not_called_chance(whole: ReportInput) -> None:
+    gain = Interval(value=-0.5, low=None, high=None, reason="no interval: a single unit cannot be resampled")
+    lost = PartGain(kind="group", name="B", items=12, worth=1, gain=gain)
+    told = [line.text for line in checks(whole.verdict.model_copy(update={"doubtful": (lost,)}), {})]
+    assert "As large a loss, without an interval: group B (−0.50, 12 items)" in told
+    assert not any("within chance" in text for text in told)
+
+
+def test_what_bars_a_promotion_stands_among_the_conditions(whole: ReportInput) -> None:
+    told = checks(whole.verdict.model_copy(update={"bar": "it was rolled back at noon"}), {})
+    assert ("bad", "It was rolled back at noon") in [(line.kind, line.text) for line in told]

@@ -83,12 +83,15 @@ def test_rows_a_pass_change_no_decision_and_no_recorded_figure(model: Any, promp
         assert a.log_probabilities == pytest.approx(b.log_probabilities, abs=1.1e-4)
 
 
-def test_sharing_off_decides_the_same(model: Any, prompts: list[Prompt], monkeypatch: Any) -> None:
-    shared = score(model, prompts, 4)
-    monkeypatch.setattr("gradelora.scoring.branches.ANSWERS_PER_ROW", 1)
-    for prompt, a, b in zip(prompts, shared, score(model, prompts, 4), strict=True):
-        candidates = CANDIDATES[prompt.question_key]
-        assert opinion(candidates, a).score == opinion(candidates, b).score
+def test_sharing_off_decides_the_same(model: Any, prompts: list[Prompt]) -> None:
+    """Prefix, trie and rows shared; a prefix for each answer alone; a row a candidate, nothing shared."""
+    apart = [Prompt(p.ids, 0, p.question_key) for p in prompts]
+    for prompt, a, b in zip(prompts, score(model, prompts, 4), score(model, apart, 1), strict=True):
+        rows = one_row_a_candidate(model, prompt)
+        scores = CANDIDATES[prompt.question_key].scores
+        decided = [opinion(CANDIDATES[prompt.question_key], found).score for found in (a, b)]
+        assert decided == [scores[rows.index(max(rows))]] * 2
+        assert a.log_probabilities == pytest.approx(b.log_probabilities, abs=1.1e-4)
 
 
 def test_greedy_is_what_generate_writes(model: Any, prompts: list[Prompt]) -> None:

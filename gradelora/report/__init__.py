@@ -29,7 +29,7 @@ def write_plan(given: ReportInput, folder: Path) -> None:
 
 
 def write_card(given: ReportInput, folder: Path) -> Path:
-    """README.md in `folder`, as the Hub reads it.  Never inside a sealed artifact: that would damage it."""
+    """README.md in `folder`, as the Hub reads it.  Of a sealed artifact only `aside/`: the rest would be damaged."""
     return _write(folder / CARD, model_card(given))
 
 

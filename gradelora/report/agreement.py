@@ -63,6 +63,7 @@ class SliceRow:
     adapter: Cell
     ceiling: Cell
     gain: Cell
+    shift: Cell
     worse: bool
     base_mark: Whisker | None
     adapter_mark: Whisker | None
@@ -100,6 +101,13 @@ def cell(figure: Interval, signed: bool = False) -> Cell:
 def measure_rows(section: Section) -> list[MeasureRow]:
     """Every measure on all items of one section."""
     return [_measure_row(section.whole, *measure, section.baselines) for measure in MEASURES]
+
+
+def expected_rows(section: Section) -> list[tuple[str, Cell, Cell]]:
+    """What the expected score has of the measures: base and adapter."""
+    base, adapter = section.base_expected, section.adapter_expected
+    names = {field: name for field, name, _ in MEASURES}
+    return [(names[f], cell(getattr(base, f)), cell(getattr(adapter, f))) for f in ("pearson", "rmse", "prmse")]
 
 
 def record_rows(section: Section) -> list[MeasureRow]:
@@ -162,6 +170,7 @@ def _slice_row(part: Slice, question: Question | None, shown: tuple[float, float
         adapter=cell(part.adapter.qwk),
         ceiling=cell(part.ceiling.qwk),
         gain=cell(gain, signed=True),
+        shift=cell(part.adapter.smd, signed=True),
         worse=gain.value is not None and gain.value < 0,
         base_mark=whisker(part.base.qwk, *shown),
         adapter_mark=whisker(part.adapter.qwk, *shown),

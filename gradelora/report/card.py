@@ -87,7 +87,7 @@ def _agreement(section: Section, metrics: Metrics) -> str:
     whole = section.whole
     lines = [
         f"{count(whole.items)} items of {section.questions} questions, {metrics.confidence_level:.0%} intervals "
-        f"resampled by {whole.unit}{' and student' if whole.students else ''}. Expected calibration error "
+        f"resampled by {whole.unit}{f' and {whole.crossed}' if whole.crossed else ''}. Expected calibration error "
         f"{number(section.adapter_calibration.ece.value)}; greedy decoding writes no allowed score for "
         f"{100 * (section.adapter_decoding.unparseable.value or 0):.1f} % of the answers.",
         "",
@@ -98,6 +98,9 @@ def _agreement(section: Section, metrics: Metrics) -> str:
         cells = [_cell(getattr(a, field)) for a in (whole.base, whole.adapter, whole.ceiling)]
         gain = getattr(whole.gain, field, None)
         lines.append(f"| {name} | {' | '.join(cells)} | {_cell(gain, signed=True) if gain else ''} |")
+    if whole.degradation.value is not None:
+        told = f"{_cell(whole.degradation, signed=True)} on the {count(whole.ceiling.items)} doubly scored items"
+        lines += ["", f"Second rater's QWK less the adapter's: {told}."]
     return "\n".join(lines)
 
 

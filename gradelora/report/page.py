@@ -92,6 +92,8 @@ def _section(section: Section, questions: dict[str, sources.Question]) -> dict[s
         "zero": round(100 * (0 - shown[0]) / (1 - shown[0]), 2),
         "rows": rows,
         "reasons": agreement.reasons(rows),
+        "expected": agreement.expected_rows(section),
+        "degradation": agreement.cell(section.whole.degradation, signed=True),
         "by_question": by_question,
         "by_group": by_group,
         "slice_reasons": agreement.reasons([*by_question, *by_group]),

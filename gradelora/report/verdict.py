@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from gradelora.gate import PartGain, Verdict
+from gradelora.comparison import PartGain
+from gradelora.gate import Verdict
 from gradelora.report.figures import number, span
 from gradelora.report.sources import Question
 
@@ -32,11 +33,17 @@ def checks(verdict: Verdict, questions: Mapping[str, Question]) -> list[CheckLin
         if verdict.losses
         else CheckLine("good", f"No question or group is shown to lose more than {allowed} QWK"),
     ]
+    if verdict.bar:
+        lines.append(CheckLine("bad", f"{verdict.bar[:1].upper()}{verdict.bar[1:]}"))
     if not shown and verdict.power is not None:
-        expected = f"a true gain of {number(verdict.expected_gain)} would be shown"
+        expected = f"a true gain of {number(verdict.expected_gain)} would pass"
         lines.append(CheckLine("soft", f"Items like these: {expected} in {100 * verdict.power:.0f} % of evaluations"))
-    if verdict.doubtful:
-        lines.append(CheckLine("soft", f"As large a loss, but within chance: {_named(verdict.doubtful, questions)}"))
+    chance = [part for part in verdict.doubtful if part.gain.high is not None]
+    if chance:
+        lines.append(CheckLine("soft", f"As large a loss, but within chance: {_named(chance, questions)}"))
+    open_ended = [part for part in verdict.doubtful if part.gain.high is None]
+    if open_ended:
+        lines.append(CheckLine("soft", f"As large a loss, without an interval: {_named(open_ended, questions)}"))
     if verdict.not_judged:
         lines.append(CheckLine("soft", f"Too small to judge: {_named(verdict.not_judged, questions)}"))
     return lines
