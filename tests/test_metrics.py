@@ -87,7 +87,6 @@ def test_qwk_of_half_points_is_that_of_their_doubles() -> None:
     assert measured(human, scored, step=0.5).adapter.qwk.value == pytest.approx(doubled, abs=1e-6)
 
 
-@pytest.mark.parametrize("scores", [[2], [2, 2, 2]])
 def test_a_grid_of_thousands_of_steps_takes_no_matrix_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """A maximum of 50 and one score of 12.33 make 5,001 steps: label by label they would be 200 MB a matrix."""
     human, scored = [12.33, 50, 3, 20.5], [12, 50, 7.25, 20]
@@ -99,6 +98,7 @@ def test_a_grid_of_thousands_of_steps_takes_no_matrix_of_them(monkeypatch: pytes
     assert found == pytest.approx(1 - np.mean(np.subtract(*codes) ** 2) / np.mean(np.subtract.outer(*codes) ** 2))
 
 
+@pytest.mark.parametrize("scores", [[2], [2, 2, 2]])
 def test_one_class_throughout_is_no_kappa_and_says_why(scores: list) -> None:
     case = measured(scores, scores).adapter
     assert (case.qwk.value, case.qwk.reason) == (None, ONE_SCORE)
