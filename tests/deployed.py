@@ -42,7 +42,7 @@ def deployed(bench: Bench) -> Iterator["Deployed"]:
 def send(method: str, address: str, body: Any = None) -> Any:
     """What the server answers; as Prefect's own client does, one that is too busy (503) is asked again."""
     for wait_s in (1, 2, 4, 8, 16, 0):
-        answer = httpx.request(method, address, json=body, timeout=60)
+        answer = httpx.request(method, address, json=body, timeout=180)
         if answer.status_code != 503:
             break
         time.sleep(wait_s)
@@ -105,9 +105,9 @@ class Deployed:
     def runs(self, flow: str | None = None) -> Any:
         """All runs since then, the newest first."""
         chosen = {"flows": {"name": {"any_": [flow]}}} if flow else {}
-        found = self.post("/flow_runs/filter", {"sort": "EXPECTED_START_TIME_DESC", **chosen})
+        found = self.post("/flow_runs/filter", {"sort": "ID_DESC", **chosen})
         mine = [r for r in found if datetime.fromisoformat(r["created"]) >= self.since]
-        return [r for r in mine if r["auto_scheduled"] is False]
+        return sorted((r for r in mine if r["auto_scheduled"] is False), key=lambda r: str(r["created"]), reverse=True)
 
     def task_states(self, run_id: str) -> dict[str, str]:
         """Task name to state name; of a run that was retried, its last attempt."""
