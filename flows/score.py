@@ -30,7 +30,7 @@ def score(
         files: the answers, paths or globs, in the format of the training data; scores may be missing
         config: the YAML file of the deployment whose champion scores, e.g. deployments/h200.yaml
         adapter: the folder of another adapter of the same base; empty is the champion
-        threshold: confidence from 0 to 1, below which a human should look
+        threshold: from 0 to 1; with less confidence, or less probability of all allowed scores, a human should look
         out: a folder to which scores.jsonl is copied; empty leaves it in the store alone
         overrides: changes of the configuration for this run, e.g. ["runtime.evaluate_rows=8"]
     """

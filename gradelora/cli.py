@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--out", type=Path, required=True, help="folder for scores.jsonl; what was scored is kept")
     score.add_argument("--adapter", type=Path, help="folder of an adapter; default: the deployment's champion")
     score.add_argument("--base", metavar="OWNER/NAME", help="the adapter's base; default: that of --config")
-    score.add_argument("--threshold", type=float, default=0.7, help="confidence below which a human should look")
+    score.add_argument("--threshold", type=float, default=0.7, help="probability below which a human should look")
     gate = _command(
         commands, "gate", "promote the evaluated adapter if it is shown to be better than the champion", _gate
     )
