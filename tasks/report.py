@@ -5,8 +5,8 @@ from typing import Any
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from gradelora import __version__
 from gradelora.artifacts import ASIDE, Adapter, EvalReport, MergedModel, ModelSnapshot, ValidatedRecords
+from gradelora.code_version import code_version
 from gradelora.config import RunConfig
 from gradelora.gate import Verdict
 from gradelora.outcome import Outcome, agreement, agreement_title
@@ -37,7 +37,7 @@ def report(
     given = ReportInput(
         run=run,
         made_at=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        code_version=__version__,
+        code_version=code_version(),
         stages=rows,
         plan=plan,
         snapshot=fetched[1].artifact,

@@ -36,16 +36,19 @@ RUNTIME = Runtime(threads=1)
 QKVO = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
-def save_llama(folder: Path) -> Path:
+def save_llama(folder: Path, **shape: int) -> Path:
     """A dense bf16 checkpoint in one file."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=128,
+        **{
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "vocab_size": 128,
+        }
+        | shape
     )
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     return with_small_files(folder)
@@ -148,10 +151,10 @@ def nothing_evaluated() -> tuple[EvalReport, EncodedDataset]:
     )
 
 
-def run(base: Path, adapter: Path, out: Path, **changes: object) -> MergedModel:
+def run(base: Path, adapter: Path, out: Path, threads: int = 1, **changes: object) -> MergedModel:
     out.mkdir(exist_ok=True)
     inputs = snapshot_of(base), adapter_of(adapter), *nothing_evaluated()
-    return merge(stage_config(**changes), *inputs, out=out, runtime=RUNTIME)
+    return merge(stage_config(**changes), *inputs, out=out, runtime=Runtime(threads=threads))
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:

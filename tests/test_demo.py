@@ -57,6 +57,32 @@ def test_the_demo_runs_every_stage_and_really_learns(first: dict[str, Any]) -> N
     assert first["verdict"]["promoted"]
 
 
+def test_transformers_alone_scores_the_merged_demo_as_base_and_adapter_did(
+    project: Path, first: dict[str, Any], tmp_path: Path
+) -> None:
+    (encoded,) = (project / ".demo" / "store" / "encode").glob("[0-9a-f]*")
+    split, merged = first["evaluation"]["split"], project / first["merged"]
+    command = [sys.executable, str(ROOT / "tests" / "scored_alone.py"), str(merged), str(encoded), split]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert (said["missing"], said["unexpected"]) == ([], [])
+    predictions = project / first["evaluation"]["path"] / "predictions.jsonl"
+    rows = [json.loads(line) for line in predictions.read_text().splitlines()]
+    alone, differences, effects = said["log_probabilities"], [], []
+    assert {row["item_id"] for row in rows} == set(alone)
+    for row in rows:
+        logs, merged_logs = row["adapter_log_probabilities"], alone[row["item_id"]]
+        best = logs.index(max(logs))
+        # What changed the decision is no more than rounding moves.
+        assert max(merged_logs) - merged_logs[best] < 0.05, row["item_id"]
+        differences += [abs(a - b) for a, b in zip(logs, merged_logs, strict=True)]
+        effects += [abs(a - b) for a, b in zip(logs, row["base_log_probabilities"], strict=True)]
+    assert sum(effects) / len(effects) > 1
+    assert sum(differences) < 0.02 * sum(effects)
+
+
 def test_the_second_demo_is_cached_whole_and_no_process_of_it_imports_anything_heavy(
     project: Path, first: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """The streaming merge against PEFT's own, on a dense bf16 Llama and on a gpt-oss in MXFP4."""
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import json
@@ -28,7 +29,7 @@ from gradelora.artifacts import (
     sha256_text,
 )
 from gradelora.errors import ChildFailed, Damaged, KeyMismatch, NotEnoughDisk, UnsupportedModel
-from gradelora.merge import merge
+from gradelora.merge import blocks, merge
 from gradelora.merge.apart import Apart
 from gradelora.merge.checkpoint import read_checkpoint
 from gradelora.merge.regions import Bench
@@ -100,10 +101,36 @@ def test_merged_weights_equal_pefts_bit_for_bit_on_mxfp4(gpt_oss: Path, tmp_path
     assert result.merged_tensors == 8
 
 
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The attention of gpt-oss-120b: 64 heads of 64 and 8 of keys over 2880."""
+    shape = {"hidden_size": 2880, "num_attention_heads": 64, "num_key_value_heads": 8, "num_hidden_layers": 1}
+    return save_llama(tmp_path_factory.mktemp("wide") / "base", head_dim=64, **shape)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2])
+def test_at_full_width_with_factors_in_bf16_the_bits_are_pefts_on_any_number_of_threads(
+    wide: Path, tmp_path: Path, threads: int
+) -> None:
+    """As zero2 trains in bf16: DeepSpeed casts the factors and so they are saved."""
+    patterns = {"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"k_proj": 3}}
+    adapter = save_adapter(wide, tmp_path / "adapter", use_rslora=True, **patterns)
+    factors = load_file(adapter / "adapter_model.safetensors")
+    save_file({n: t.bfloat16() for n, t in factors.items()}, adapter / "adapter_model.safetensors")
+    run(wide, adapter, tmp_path / "out", threads=threads)
+    ours, theirs = tensors(tmp_path / "out"), peft_merged(wide, adapter)
+    assert ours["model.layers.0.self_attn.q_proj.weight"].shape == (4096, 2880)
+    assert [name for name, tensor in ours.items() if not torch.equal(tensor, theirs[name])] == []
+
+
 @pytest.mark.parametrize("base", ["llama", "gpt_oss"])
-def test_dora_is_within_one_bf16_step_of_pefts(base: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_dora_is_within_one_bf16_step_of_pefts(
+    base: str, use_rslora: bool, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     folder = request.getfixturevalue(base)
-    adapter = save_adapter(folder, tmp_path / "adapter", use_dora=True)
+    adapter = save_adapter(folder, tmp_path / "adapter", use_dora=True, use_rslora=use_rslora)
     run(folder, adapter, tmp_path / "out")
     ours, theirs = tensors(tmp_path / "out"), peft_merged(folder, adapter)
     for name in ours.keys() & theirs.keys():
@@ -186,6 +213,7 @@ def test_the_tutorials_way_of_merging_loses_the_experts(gpt_oss: Path, plain: Pa
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"lora_bias": True}, "bias"),
         ({"init_lora_weights": "pissa"}, "initialisation"),
+        ({"init_lora_weights": "loftq"}, "initialisation"),
         ({"peft_type": "IA3"}, "IA3"),
         ({"a_setting_of_tomorrow": True}, "not known"),
     ],
@@ -245,31 +273,82 @@ def test_a_full_disk_is_refused_before_a_byte_is_written(
     assert not list((tmp_path / "out").glob("*.safetensors*"))
 
 
+@pytest.mark.parametrize("where", ["fallocate", "fsync"])
+def test_a_disk_or_quota_that_fills_meanwhile_is_told_with_the_remedy(
+    gpt_oss: Path, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def full(*_: object) -> int:
+        ctypes.set_errno(errno.EDQUOT)
+        if where == "fallocate":
+            return -1
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(*((blocks._libc, "fallocate", full) if where == "fallocate" else (os, "fsync", full)))
+        with pytest.raises(NotEnoughDisk, match=r"quota exceeded.*set store\.root"):
+            run(gpt_oss, plain, tmp_path / "out")
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_shards_that_lie_there_are_read_instead_of_written_and_mended_where_they_differ(
+    gpt_oss: Path, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut takes the journal's lines; something else touches a sealed shard."""
+    whole, out = run(gpt_oss, plain, tmp_path / "out"), tmp_path / "out"
+    first, second, _ = sorted(out.glob("*.safetensors"))
+    journal = out / "aside" / "sealed.jsonl"
+    journal.write_text("".join(line for line in journal.read_text().splitlines(True) if first.name not in line))
+    inode = first.stat().st_ino
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
+        assert run(gpt_oss, plain, out).digest == whole.digest
+    assert first.stat().st_ino == inode
+    data = second.read_bytes()
+    second.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert run(gpt_oss, plain, out).digest == whole.digest
+    assert second.read_bytes() == data
+
+
 @pytest.mark.slow
 def test_ten_kills_at_random_moments_change_nothing_and_repeat_no_sealed_shard(tmp_path: Path) -> None:
+    """Half of them anywhere in the time that a run takes, half just after a shard with a merged weight was sealed."""
     base = save_gpt_oss(tmp_path / "base", layers=4, hidden=512, experts=16, shards=12)
     adapter = save_adapter(base, tmp_path / "adapter")
-    whole = finish(start(base, adapter, tmp_path / "whole"))
-    chance, partial = random.Random(7), 0
-    out = tmp_path / "out"
-    sealed: dict[str, tuple[int, int]] = {}
-    for _ in range(10):
-        process = start(base, adapter, out)
-        process.stdout.readline()
-        time.sleep(chance.uniform(0, 0.4) * whole["seconds"])
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        if not (out / "config.json").exists():
-            partial += 1
-            with pytest.raises((OSError, ValueError), match=r"config\.json"):
-                AutoModelForCausalLM.from_pretrained(out, local_files_only=True)
+    targeted = {target.weight.file for target in read_targets(adapter, read_checkpoint(base)).linear}
+    seconds = finish(start(base, adapter, tmp_path / "whole"))["seconds"]
+    whole = hashes(tmp_path / "whole")
+    chance, kills, partly, episode = random.Random(7), 0, 0, 0
+    while kills < 10:
+        out, sealed = tmp_path / f"out{episode}", {}
+        while kills < 10 and len(sealed) < 12:
+            process = start(base, adapter, out)
+            if kills % 2:
+                next((line for line in process.stdout if any(f"sealed {n}" in line for n in targeted)), None)
+                time.sleep(chance.uniform(0, 0.02))
+            else:
+                process.stdout.readline()
+                time.sleep(chance.uniform(0, 1) * seconds)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            kills += process.returncode == -signal.SIGKILL
+            now = {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in out.glob("*.safetensors")}
+            assert {n: now.get(n) for n in sealed} == sealed
+            sealed = now
+            partly += bool(targeted & sealed.keys()) and len(sealed) < 12
+            if not (out / "config.json").exists():
+                with pytest.raises((OSError, ValueError), match=r"config\.json"):
+                    AutoModelForCausalLM.from_pretrained(out, local_files_only=True)
+        finish(start(base, adapter, out))
+        assert hashes(out) == whole
         now = {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in out.glob("*.safetensors")}
-        assert {n: now.get(n) for n in sealed} == sealed
-        sealed = now
-    assert partial
-    assert finish(start(base, adapter, out))["digest"] == whole["digest"]
-    now = {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in out.glob("*.safetensors")}
-    assert {n: now[n] for n in sealed} == sealed
+        assert {n: now[n] for n in sealed} == sealed
+        episode += 1
+    assert partly >= 3, "too few kills fell among the shards"
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Of every file as it lies there, read anew."""
+    return {entry.name: entry.sha256 for entry in files_under(folder)}
 
 
 def test_a_run_goes_on_behind_the_sealed_shards(gpt_oss: Path, plain: Path, tmp_path: Path) -> None:
@@ -350,13 +429,16 @@ def test_another_adapters_shards_are_not_taken_for_sealed(gpt_oss: Path, plain: 
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+def test_memory_grows_neither_with_the_model_nor_with_its_weights(wide: Path, tmp_path: Path) -> None:
     peaks = []
     for layers in (2, 8):
         base = save_gpt_oss(tmp_path / f"base{layers}", layers=layers, hidden=512, experts=16)
         adapter = save_adapter(base, tmp_path / f"adapter{layers}")
         peaks.append(finish(start(base, adapter, tmp_path / f"out{layers}"))["peak_bytes"])
     assert peaks[1] < peaks[0] + 16 * 2**20
+    adapter = save_adapter(wide, tmp_path / "wide_adapter")
+    peak = finish(start(wide, adapter, tmp_path / "wide_out"))["peak_bytes"]
+    assert peak < peaks[0] + 32 * 2**20, "a weight of 4096 x 2880 is 24 MB, its update 47 MB"
 
 
 def test_the_digest_does_not_depend_on_file_times(gpt_oss: Path, plain: Path, tmp_path: Path) -> None:

@@ -135,6 +135,23 @@ def test_a_key_that_is_missing_from_the_result_is_no_model(
     assert not loadable(tmp_path)
 
 
+def test_what_nobody_has_judged_yet_cannot_be_loaded(
+    attention: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill may come while the merged model is scored."""
+    from gradelora.merge import verify
+
+    def killed(*_: object, **__: object) -> None:
+        assert list(tmp_path.glob("*.safetensors"))
+        assert not loadable(tmp_path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verify, "score_prompts", killed)
+    with pytest.raises(KeyboardInterrupt):
+        attention.merged(tmp_path)
+    assert not loadable(tmp_path)
+
+
 def test_weights_in_bf16_are_spread_over_all_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda place: ((100 + place) * 10**9, 141 * 10**9))

@@ -2,25 +2,29 @@
 
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.request import Request
 
 import pytest
 import yaml
 from hf_xet import XetAuthenticationError
 from huggingface_hub import constants
 
-from gradelora.artifacts import Adapter, MergedModel, ModelSnapshot
+from gradelora.artifacts import Adapter, Agreed, MergedModel, ModelSnapshot
 from gradelora.cli import main
+from gradelora.code_version import code_version
 from gradelora.config import LoraSettings, Runtime
 from gradelora.errors import BadConfig, GatedRepo, HubRefused, HubUnavailable
 from gradelora.hub.failures import named
+from gradelora.prompt import load_layout
 from gradelora.push import folder as push_folder
-from gradelora.push.folder import assemble, code_digest
+from gradelora.push.folder import assemble
 from gradelora.push.staging import staging
 from gradelora.push.upload import upload
 from gradelora.report import Handover, model_card
@@ -29,7 +33,9 @@ from gradelora.sandbox.demo import REPO_ID
 from gradelora.sandbox.hub import Cut, Fault, LoopbackHub, Status, Throttle
 from tests.conftest import QUICK, ROOT, wait_for
 from tests.test_report import given
+from tests.tiny_tokenizers import write_tokenizer
 
+HANDED_OVER = Handover(kind="adapter", where="school/scorer", config="deployments/demo.yaml")
 TOKEN, REPO = "hf_a_token_that_must_not_leak", "school/scorer"
 SMALL = {
     "config.json": "{}",
@@ -175,7 +181,7 @@ def test_what_a_killed_push_has_left_goes_with_the_next_one_and_not_before_it_is
     with staging(tmp_path) as third:
         assert not place.exists()
         assert third.is_dir()
-    assert [p.name for p in tmp_path.iterdir()] == [".push-lock"]
+    assert [p.name for p in tmp_path.iterdir()] == [".push.lock"]
 
 
 @pytest.mark.usefixtures("client")
@@ -400,11 +406,21 @@ def test_options_that_say_too_little_are_refused(
 
 @pytest.mark.parametrize("kind", ["adapter", "merged"])
 def test_the_card_names_lineage_and_commands_for_where_the_model_is(tmp_path: Path, kind: str) -> None:
-    whole = given(tmp_path).model_copy(update={"code_version": f"0.1.0, sources {code_digest()}"})
-    text = model_card(whole, Handover(kind=kind, where=REPO))
+    agreed = Agreed(
+        items=32, changed_scores=2, ties=1, mean_difference=0.012, largest_difference=0.3, adapter_effect=4.5, shift=0
+    )
+    merged = MergedModel(
+        path=tmp_path, files=(), repo_id="owner/tiny", commit="a" * 40, merged_tensors=8, agreed=agreed
+    )
+    whole = given(tmp_path).model_copy(update={"code_version": code_version(), "merged": merged})
+    (whole.snapshot.path / "README.md").write_text("---\nlicense: apache-2.0\ntags: [a]\n---\n# the base's card")
+    text = model_card(whole, Handover(kind=kind, where=REPO, config="my/school.yaml"))
     _, front, body = text.split("---\n", 2)
     assert yaml.safe_load(front)["library_name"] == {"adapter": "peft", "merged": "transformers"}[kind]
-    for proof in (whole.snapshot.commit, whole.records.digest, whole.adapter.digest, code_digest()):
+    assert yaml.safe_load(front)["license"] == "apache-2.0"
+    compared = "2 of 32 scores changed, 1 of them near-ties; log-probabilities by 0.0120 nats on average"
+    assert (compared in body) == (kind == "merged")
+    for proof in (whole.snapshot.commit, whole.records.digest, whole.adapter.digest, code_version()):
         assert proof in body
     commands = {
         "adapter": (
@@ -413,6 +429,7 @@ def test_the_card_names_lineage_and_commands_for_where_the_model_is(tmp_path: Pa
             f'(base, "{REPO}")',
             "convert_lora_to_gguf.py --base-model-id owner/tiny",
             "  demo --outfile demo-lora.gguf",
+            "gradelora score --config my/school.yaml --adapter demo --out scores answers.json",
         ),
         "merged": (f"vllm serve {REPO}", f'from_pretrained("{REPO}", dtype="auto")', "convert_hf_to_gguf.py demo"),
     }
@@ -425,22 +442,44 @@ def test_an_adapter_on_experts_is_loaded_on_dequantised_weights_and_says_what_vl
     (whole.snapshot.path / "config.json").write_text('{"quantization_config": {"quant_method": "mxfp4"}}')
     lora = LoraSettings(r=200, dropout=0, target_parameters=("mlp.experts.down_proj",))
     run = whole.run.model_copy(update={"train": whole.run.train.model_copy(update={"lora": lora})})
-    texts = [c.text for c in commands(whole.model_copy(update={"run": run}), Handover(kind="adapter", where=REPO))]
-    python, vllm, score = texts
+    texts = [c.text for c in commands(whole.model_copy(update={"run": run}), HANDED_OVER)]
+    python, vllm, request, score = texts
     assert "import AutoModelForCausalLM, Mxfp4Config" in python
     assert "quantization_config=Mxfp4Config(dequantize=True))" in python
     compile(python, "card", "exec")
     assert "--max-lora-rank 256" in vllm
     assert vllm.startswith("# needs a vLLM that serves LoRA on fused experts")
-    assert score.startswith("gradelora score")
+    assert "v1/completions" in request
+    assert "gradelora score" in score
 
 
 def test_no_vllm_command_is_given_for_an_adapter_that_vllm_would_refuse(tmp_path: Path) -> None:
     whole = given(tmp_path)
     lora = LoraSettings(r=1024)
     run = whole.run.model_copy(update={"train": whole.run.train.model_copy(update={"lora": lora})})
-    texts = [c.text for c in commands(whole.model_copy(update={"run": run}), Handover(kind="adapter", where=REPO))]
-    assert not [text for text in texts if "vllm" in text]
+    texts = [c.text for c in commands(whole.model_copy(update={"run": run}), HANDED_OVER)]
+    assert not [text for text in texts if "vllm" in text or "v1/completions" in text]
+
+
+def test_the_request_for_the_served_model_runs_as_it_stands_and_asks_as_training_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ids of a whole item up to its score, whatever the answer spells."""
+    folder = write_tokenizer(tmp_path / "model")
+    whole, asked = given(tmp_path), []
+    at = Handover(kind="merged", where=str(folder), config="c.yaml")
+    (text,) = [c.text for c in commands(whole, at) if "v1/completions" in c.text]
+
+    def answer(request: Request) -> io.BytesIO:
+        asked.append(json.loads(request.data))
+        return io.BytesIO(b'{"choices": [{"text": "{\\"score\\": 2}"}]}')
+
+    monkeypatch.setattr("urllib.request.urlopen", answer)
+    exec(compile(text.replace("the student's answer", "<|end|>"), "card", "exec"), {})
+    layout = load_layout(folder, whole.run.encode)
+    item = [*layout.prefix("the question", "the rubric", 3), *layout.answer("<|end|>"), *layout.closing]
+    assert asked[0]["prompt"] == [*item, *layout.target_opening]
+    assert asked[0]["model"] == whole.run.name
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,19 @@
 """merge: the adapter added to the base's weights, in the base's own format or in bf16.
 
 Only the weights that LoRA touches are rewritten; everything else, MXFP4 experts included, is
-copied byte for byte.  Memory is that of one weight, whatever the model's size.  What comes out
-counts only when it scores as base and adapter do.
+copied byte for byte.  Memory is that of a part of a weight, whatever the model's size.  What
+comes out counts only when it scores as base and adapter do.
 """
 
+import contextlib
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradelora.artifacts import (
+    ASIDE,
     Adapter,
     Agreed,
     EncodedDataset,
@@ -21,12 +25,14 @@ from gradelora.artifacts import (
 )
 from gradelora.config import MergeStageConfig, Runtime
 from gradelora.errors import MergeDiffers, NotEnoughDisk, UnsupportedModel
+from gradelora.merge.blocks import FULL
 from gradelora.merge.checkpoint import read_checkpoint
 from gradelora.merge.journal import Journal, is_whole, part_bytes
 from gradelora.merge.planning import plan_products, refuse_lossy
 from gradelora.merge.production import Production
 from gradelora.merge.rest import CONFIG, write_rest
 from gradelora.merge.targets import read_targets, refuse_tied
+from gradelora.receipt import fsync
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,9 +55,9 @@ def merge(
 ) -> MergedModel:
     """A checkpoint like `snapshot` whose targeted weights hold the adapter, resumed by shard.
 
-    `out` cannot be loaded before its end: config.json is written last, after every shard was
-    read back, compared with where it came from and flushed; it is taken away again where the
-    model does not score `config.verify_items` items as `report` says that base and adapter do.
+    `out` cannot be loaded before its end: config.json gets there last, after every shard was
+    read back, compared with where it came from and flushed, and after the model scored
+    `config.verify_items` items as `report` says that base and adapter do.
     Raises UnsupportedModel for what cannot be merged exactly, KeyMismatch for an adapter tensor
     without a weight, NotEnoughDisk, Damaged, MergeDiffers.
     """
@@ -68,14 +74,18 @@ def merge(
     refuse_lossy(targets, config.dtype, config.min_delta_survival)
     products = plan_products(shards, targets, config.dtype)
     (out / CONFIG).unlink(missing_ok=True)
-    journal = Journal(out, identity_of(config, snapshot.digest, adapter.digest))
-    _check_disk(out, [p for p in products if not journal.sealed(p.shard) and not is_whole(out, p.shard)])
-    entries = Production(snapshot.path, adapter.path, out, journal, runtime).run(products)
-    survivals = [survival for entry in entries for survival in entry.survivals]
-    least = _least_survival(survivals, config.min_delta_survival)
-    files = [FileEntry.model_validate(entry.model_dump(exclude={"survivals"})) for entry in entries]
-    packed = config.dtype == "base"
-    files += write_rest(snapshot, out, [product.shard for product in products], survivals, packed=packed)
+    with _full_disk_told(out):
+        journal = Journal(out, identity_of(config, snapshot.digest, adapter.digest))
+        _check_disk(out, [p for p in products if not journal.sealed(p.shard) and not is_whole(out, p.shard)])
+        entries = Production(snapshot.path, adapter.path, out, journal, runtime).run(products)
+        survivals = [survival for entry in entries for survival in entry.survivals]
+        least = _least_survival(survivals, config.min_delta_survival)
+        files = [FileEntry.model_validate(entry.model_dump(exclude={"survivals"})) for entry in entries]
+        packed = config.dtype == "base"
+        files += write_rest(snapshot, out, [product.shard for product in products], survivals, packed=packed)
+    agreed = _agreed(config, report, data, out, runtime)
+    (out / ASIDE / CONFIG).replace(out / CONFIG)
+    fsync(out)
     return MergedModel(
         path=out,
         files=tuple(sorted(files, key=lambda f: f.name)),
@@ -84,7 +94,7 @@ def merge(
         merged_tensors=len(targets.linear) + len(targets.experts),
         dtype=config.dtype,
         least_delta_survival=least,
-        agreed=_agreed(config, report, data, out, runtime),
+        agreed=agreed,
     )
 
 
@@ -100,12 +110,21 @@ def _agreed(
         return None
     from gradelora.merge.verify import verify
 
+    return verify(config, report, data, out, runtime)
+
+
+@contextlib.contextmanager
+def _full_disk_told(out: Path) -> Iterator[None]:
+    """Raise NotEnoughDisk where something else filled the disk meanwhile, or a quota ended."""
     try:
-        return verify(config, report, data, out, runtime)
-    except BaseException:
-        # Whatever lies here must not be taken for a model.
-        (out / CONFIG).unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise NotEnoughDisk(
+            f"{out}: {os.strerror(error.errno)} while the merged model was written; free space, set store.root to a "
+            "larger file system, or merge.enabled=false; the shards that are sealed are kept"
+        ) from error
 
 
 def _least_survival(survivals: "Sequence[Survival]", floor: float | None) -> float | None:

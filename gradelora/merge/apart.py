@@ -55,7 +55,7 @@ class Apart:
         self._numbers = itertools.count()
 
     def merged(self, target: Target, bench: Bench) -> Iterator[memoryview]:
-        """The new data of `target.weight`, in one piece."""
+        """The new data of `target.weight`, some rows at a time."""
         yield from (data for (data,) in self._pieces(bench, "merged", target))
 
     def requantized(self, target: ExpertTarget, bench: Bench) -> Iterator[tuple[memoryview, memoryview]]:

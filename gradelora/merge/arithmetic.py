@@ -12,7 +12,7 @@ from gradelora.merge import experts
 from gradelora.merge.checkpoint import Tensor
 from gradelora.merge.regions import Bench
 from gradelora.merge.targets import ExpertTarget, Target
-from gradelora.merge.tensors import bytes_of, check_finite, read
+from gradelora.merge.tensors import bytes_of, check_finite, read, read_rows
 
 T = TypeVar("T")
 # From malloc.h.
@@ -20,6 +20,8 @@ M_MMAP_THRESHOLD = -3
 MMAP_THRESHOLD_BYTES = 2**20
 # So much of a weight is widened to float32 at a time: it stays in the processor's cache.
 PIECE_ELEMENTS = 2**17
+# So much of a weight is read, updated and handed on at a time.
+ROWS_ELEMENTS = 2**21
 
 
 class Arithmetic:
@@ -34,24 +36,30 @@ class Arithmetic:
         self._block = torch.empty(0)
 
     def merged(self, target: Target, bench: Bench) -> Iterator[memoryview]:
-        """The new data of `target.weight`, in one piece.
+        """The new data of `target.weight`, some rows at a time: memory is not that of a vocabulary.
 
         PEFT holds the factors in float32, multiplies there and adds in place, which rounds once:
         W = (W.float() + B @ A * scale).to(W.dtype).  DoRA: variants.py, DoraLinearVariant.
         Raises UnsupportedModel where the sum is not finite.
         """
-        base, adapter = bench.base(target.weight.file), bench.adapter
-        with bench.turn:
-            weight = read(base, target.weight)
-            delta = self._delta(target, adapter)
-            if target.magnitude is None:
-                merged = _add(weight, delta)
-            else:
-                summed = weight + delta
-                factor = read(adapter, target.magnitude).float() / torch.linalg.norm(summed, dim=1)
-                merged = (factor.view(-1, 1) * summed).to(weight.dtype)
-            check_finite(target.weight.name, merged)
-        yield bytes_of(merged)
+        factors = [target.lora_a, target.lora_b, *([target.magnitude] if target.magnitude else [])]
+        lora_a, lora_b, *magnitude = (read(bench.adapter, factor).float() for factor in factors)
+        rows, columns = target.weight.shape
+        # Parts alike: a last one of a single row would be multiplied by another kernel.
+        parts = max(1, rows * columns // ROWS_ELEMENTS)
+        for part in torch.arange(rows).tensor_split(parts):
+            with bench.turn:
+                first, last = int(part[0]), int(part[-1]) + 1
+                weight = read_rows(bench.base(target.weight.file), target.weight, first, last)
+                delta = self._delta(lora_b[first:last], lora_a, target.scale)
+                if magnitude:
+                    summed = weight + delta
+                    factor = magnitude[0][first:last] / torch.linalg.norm(summed, dim=1)
+                    merged = (factor.view(-1, 1) * summed).to(weight.dtype)
+                else:
+                    merged = _add(weight, delta)
+                check_finite(target.weight.name, merged)
+            yield bytes_of(merged)
 
     def requantized(self, target: ExpertTarget, bench: Bench) -> Iterator[tuple[memoryview, memoryview]]:
         """Blocks and scales of one expert after another; what they keep of the update goes to `bench`."""
@@ -70,14 +78,14 @@ class Arithmetic:
         for matrix in _in_turn(made, bench):
             yield bytes_of(matrix)
 
-    def _delta(self, target: Target, adapter: int) -> Any:
-        """B[out, r] @ A[r, in] * scale in float32, valid until the next call."""
-        size = math.prod(target.weight.shape)
-        if self._block.numel() < size:
-            self._block = torch.empty(size)
-        delta = self._block[:size].view(target.weight.shape)
-        torch.mm(read(adapter, target.lora_b).float(), read(adapter, target.lora_a).float(), out=delta)
-        return delta.mul_(target.scale)
+    def _delta(self, lora_b: Any, lora_a: Any, scale: float) -> Any:
+        """B[R', r] @ A[r, in] * scale in float32, valid until the next call."""
+        shape = len(lora_b), lora_a.shape[1]
+        if self._block.numel() < math.prod(shape):
+            self._block = torch.empty(math.prod(shape))
+        delta = self._block[: math.prod(shape)].view(shape)
+        torch.mm(lora_b, lora_a, out=delta)
+        return delta.mul_(scale)
 
 
 def _add(weight: Any, delta: Any) -> Any:

@@ -5,6 +5,7 @@ import errno
 import os
 
 SYNC_FILE_RANGE_WRITE = 2
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 _libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
@@ -14,12 +15,12 @@ def reserve(file: int, size: int) -> None:
     """Give an empty file its size and, where the file system can, its blocks.
 
     Blocks that are only looked for when the disk writes hold up whoever copies meanwhile.
-    Raises OSError where the disk is full.
+    Raises OSError where the disk, or a quota on it, is full.
     """
     os.ftruncate(file, size)
     # posix_fallocate would write into every block of a file system that cannot.
-    if _libc.fallocate(file, 0, 0, size) and ctypes.get_errno() == errno.ENOSPC:
-        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {size} bytes needed for a shard")
+    if _libc.fallocate(file, 0, 0, size) and ctypes.get_errno() in FULL:
+        raise OSError(ctypes.get_errno(), f"{os.strerror(ctypes.get_errno())}: {size} bytes needed for a shard")
 
 
 def start_writing(file: int) -> None:

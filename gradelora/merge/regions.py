@@ -32,7 +32,7 @@ class Adding(Protocol):
     """Who adds: gradelora.merge.arithmetic here, or gradelora.merge.apart in a process of its own."""
 
     def merged(self, target: Target, bench: "Bench") -> Iterator[memoryview]:
-        """The new data of one weight."""
+        """The new data of one weight, some rows at a time."""
 
     def requantized(self, target: ExpertTarget, bench: "Bench") -> Iterator[tuple[memoryview, memoryview]]:
         """Blocks and scales of one expert after another."""
@@ -46,7 +46,7 @@ class Adding(Protocol):
 class Bench:
     """What one shard's weights are made with: open files, who adds, and what is remembered meanwhile.
 
-    `turn` lets one weight be made at a time, so that memory is that of one.
+    `turn` lets one part be made at a time, so that memory is that of one.
     """
 
     def __init__(self, base: Path, adapter: Path, arithmetic: Adding, turn: threading.Lock) -> None:

@@ -1,11 +1,11 @@
-"""What lies beside the shards: index, tokenizer and other small files; config.json last."""
+"""What lies beside the shards: index, tokenizer and other small files; config.json is kept back."""
 
 import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from gradelora.artifacts import FileEntry, ModelSnapshot
+from gradelora.artifacts import ASIDE, FileEntry, ModelSnapshot
 from gradelora.errors import Damaged
 from gradelora.merge.checkpoint import INDEX, Shard, index_text, read_checkpoint
 from gradelora.merge.journal import write_durably
@@ -25,6 +25,7 @@ def write_rest(
 ) -> list[FileEntry]:
     """Everything but the shards; without `packed` the config no longer speaks of MXFP4.
 
+    config.json lies under `aside/`: with it the folder would load, before anybody has judged it.
     Raises Damaged where the shards' headers are not those that were planned.
     """
     index = index_text(snapshot.path, tuple(shards))
@@ -38,9 +39,11 @@ def write_rest(
         raise Damaged(f"{out}: its headers are not those that were planned; delete the folder and merge again")
     for name in copied:
         _place(out, name, snapshot.path / name)
-    _place(out, CONFIG, snapshot.path / CONFIG if packed else _unpacked(snapshot.path / CONFIG))
+    config = snapshot.path / CONFIG if packed else _unpacked(snapshot.path / CONFIG)
+    _place(out / ASIDE, CONFIG, config)
     fsync(out)
-    return [FileEntry.of(out / name, name) for name in [*written, *copied, CONFIG]]
+    files = [FileEntry.of(out / name, name) for name in [*written, *copied]]
+    return [*files, FileEntry.of(out / ASIDE / CONFIG, CONFIG)]
 
 
 def _place(out: Path, name: str, contents: Path | str) -> None:

@@ -19,6 +19,8 @@ from gradelora.merge.regions import Bench, Copied, Made, Product
 
 PIECE_BYTES = 2**20
 COPY_BYTES = 2**30
+# Of the file systems that can share them, and of memory's pages.
+BLOCK_BYTES = 4096
 
 
 def copy_ahead(product: Product, base: Path, part: Path) -> int:
@@ -111,19 +113,27 @@ def read_into(file: int, buffer: memoryview, position: int) -> None:
 
 
 def copy(source: int, target: int, region: Copied) -> None:
-    """A region from one descriptor to the other inside the kernel; shared, not copied, where it can.
+    """A region from one descriptor to the other inside the kernel; its whole blocks are shared where it can.
 
-    Falls back to reading and writing on file systems that cannot.
+    XFS and Btrfs share blocks that lie alike in both files, and copy a request that begins or ends within one.
     """
-    done, size = 0, region.end - region.start
-    while done < size:
-        there, here = region.source + done, region.start + done
+    size = region.end - region.start
+    alike = (region.source - region.start) % BLOCK_BYTES == 0
+    head = min(-region.start % BLOCK_BYTES, size) if alike else 0
+    tail = (size - head) % BLOCK_BYTES if alike else 0
+    for first, last in ((0, head), (head, size - tail), (size - tail, size)):
+        _copy(source, target, region.source + first, region.start + first, last - first)
+
+
+def _copy(source: int, target: int, there: int, here: int, size: int) -> None:
+    """`size` bytes from `there` to `here`; by reading and writing on file systems that cannot do it themselves."""
+    while size:
         try:
-            moved = os.copy_file_range(source, target, min(COPY_BYTES, size - done), there, here)
+            moved = os.copy_file_range(source, target, min(COPY_BYTES, size), there, here)
         except OSError as error:
             if error.errno not in (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
                 raise
-            moved = os.pwrite(target, os.pread(source, min(PIECE_BYTES, size - done), there), here)
+            moved = os.pwrite(target, os.pread(source, min(PIECE_BYTES, size), there), here)
         if moved == 0:
             raise Damaged(f"the base's file ended after {there} bytes; fetch the base model again")
-        done += moved
+        there, here, size = there + moved, here + moved, size - moved

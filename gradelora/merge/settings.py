@@ -58,7 +58,8 @@ def refuse(config: Mapping[str, Any], path: Path) -> None:
     """Raise UnsupportedModel for any setting that this merge does not reproduce exactly."""
     if config.get("peft_type") != "LORA":
         raise UnsupportedModel(f"{path}: peft_type={config.get('peft_type')!r}; only LORA adapters can be merged")
-    allowed = {"bias": ("none",), "init_lora_weights": (True, False, "gaussian")}
+    # These initialise the factors alone.
+    allowed = {"bias": ("none",), "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva")}
     for field, value in sorted(config.items()):
         if field in HARMLESS or not value or value in allowed.get(field, ()):
             continue

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import ConfigDict
 
-from gradelora.artifacts import Agreed, EncodedDataset, EvalReport, Frozen, Split
+from gradelora.artifacts import ASIDE, Agreed, EncodedDataset, EvalReport, Frozen, Split
 from gradelora.config import MergeStageConfig, Runtime
 from gradelora.errors import Damaged, MergeDiffers
 from gradelora.hardware import available_host_bytes
@@ -75,7 +75,12 @@ def _scored(
 ) -> list[Likelihoods]:
     """Of each item's scores, by the model in `out`."""
     model = load_base(
-        out, weights=config.weights, precision=config.precision, device=config.device, max_memory=room(config)
+        out,
+        weights=config.weights,
+        precision=config.precision,
+        device=config.device,
+        max_memory=room(config),
+        config=out / ASIDE / "config.json",
     )
     candidates = read_candidates(data.path)
     return score_prompts(

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from gradelora.errors import UnsupportedModel
@@ -80,22 +80,25 @@ def load_base(
     device: Device,
     expert_chunk: int = 0,
     max_memory: dict[int | str, str] | None = None,
+    config: Path | None = None,
 ) -> PreTrainedModel:
     """The base, every parameter frozen, eager attention, in eval mode.
 
     packed: experts stay MXFP4, memory-mapped on a CPU, dequantised `expert_chunk` experts at a
     time (0: a whole layer).  bf16: everything dequantised; under ZeRO-3 each rank keeps its
     shard, one gathered tensor at a time.  `max_memory` spreads the layers over the GPUs (and
-    the CPU).  Raises KeyMismatch, or UnsupportedModel where the files are not what `weights` needs.
+    the CPU).  `config`: config.json, where it does not lie beside the weights.  Raises
+    KeyMismatch, or UnsupportedModel where the files are not what `weights` needs.
     """
     with no_holes() if is_deepspeed_zero3_enabled() else contextlib.nullcontext():
         checkpoint = Checkpoint(snapshot)
         if checkpoint.is_mxfp4:
-            model = _load_mxfp4(checkpoint, weights, DTYPES[precision], device, expert_chunk, max_memory)
+            described = AutoConfig.from_pretrained(config or snapshot)
+            model = _load_mxfp4(checkpoint, described, weights, DTYPES[precision], device, expert_chunk, max_memory)
         elif weights == "packed":
             raise UnsupportedModel(f"{snapshot}: no MXFP4 experts to keep packed; set train.weights=bf16")
         else:
-            model = _load_dense(snapshot, DTYPES[precision], device, max_memory)
+            model = _load_dense(snapshot, DTYPES[precision], device, max_memory, config)
     model.requires_grad_(False)
     model.config.use_cache = False
     return model.eval()
@@ -103,16 +106,15 @@ def load_base(
 
 def _load_mxfp4(
     checkpoint: Checkpoint,
+    config: Any,
     weights: Weights,
     dtype: torch.dtype,
     device: Device,
     expert_chunk: int,
     max_memory: dict[int | str, str] | None,
 ) -> PreTrainedModel:
-    snapshot = checkpoint.where
-    config = AutoConfig.from_pretrained(snapshot)
     if config.model_type != "gpt_oss":
-        raise UnsupportedModel(f"{snapshot}: MXFP4 in a {config.model_type} model; only gpt_oss is known")
+        raise UnsupportedModel(f"{checkpoint.where}: MXFP4 in a {config.model_type} model; only gpt_oss is known")
     # With it, transformers would put its own MXFP4 quantizer in charge.
     del config.quantization_config
     model = _empty(config, dtype)
@@ -124,11 +126,15 @@ def _load_mxfp4(
 
 
 def _load_dense(
-    snapshot: Path, dtype: torch.dtype, device: Device, max_memory: dict[int | str, str] | None
+    snapshot: Path, dtype: torch.dtype, device: Device, max_memory: dict[int | str, str] | None, config: Path | None
 ) -> PreTrainedModel:
     placed: dict[str, Any] = {"device_map": "auto", "max_memory": max_memory} if max_memory else {}
+    # Without the second it looks for config.json in the folder again.
+    described = (
+        {"config": AutoConfig.from_pretrained(config), "generation_config": GenerationConfig()} if config else {}
+    )
     model, info = AutoModelForCausalLM.from_pretrained(
-        snapshot, dtype=dtype, attn_implementation="eager", output_loading_info=True, **placed
+        snapshot, dtype=dtype, attn_implementation="eager", output_loading_info=True, **placed, **described
     )
     check_keys(str(snapshot), missing=set(info["missing_keys"]), unexpected=set(info["unexpected_keys"]))
     return model if placed or is_deepspeed_zero3_enabled() else model.to(device)

@@ -192,7 +192,7 @@ def _pass_sizes(runtime: Runtime, work: Workload, size: ModelSize, width: int) -
 
 
 def plan_merge(size: ModelSize, hardware: Hardware) -> MemoryPlan:
-    """One weight at a time in fp32, beside its delta and its sum."""
+    """An expert's matrix in fp32, beside its delta and their sum; of other weights some rows at a time take less."""
     largest = size.hidden * max(size.heads * size.head_dim, size.active_intermediate)
     needs = (Need(what="one weight, its delta, their sum", bytes=3 * 4 * largest),)
     return MemoryPlan(

@@ -41,7 +41,7 @@ def push_command(arguments: argparse.Namespace) -> int:
     given, weights = _given(run, merged=arguments.merged, refused=arguments.refused)
     kind: Literal["adapter", "merged"] = "merged" if arguments.merged else "adapter"
     where = arguments.repo or str(arguments.to_folder.absolute())
-    card = model_card(given, Handover(kind=kind, where=where))
+    card = model_card(given, Handover(kind=kind, where=where, config=str(arguments.config)))
     with staging(run.store.root) as place:
         folder = arguments.to_folder or place / "model"
         facts: dict[str, Any] = {"kind": kind, "folder": str(arguments.to_folder or "")}
@@ -83,11 +83,10 @@ def _check_verdict(verdict: "Verdict", refused: bool) -> None:
 
 def _given(run: RunConfig, *, merged: bool, refused: bool) -> tuple[Any, Any]:
     """What the card is made of, and the artifact that is handed over."""
-    from gradelora import __version__
+    from gradelora.code_version import code_version
     from gradelora.mirror import uploads_finished
     from gradelora.pipeline import Pipeline
     from gradelora.progress import telling
-    from gradelora.push.folder import code_digest
     from gradelora.report import ReportInput
 
     with telling() as teller, uploads_finished(run.store, teller.line):
@@ -99,7 +98,7 @@ def _given(run: RunConfig, *, merged: bool, refused: bool) -> tuple[Any, Any]:
         given = ReportInput(
             run=run,
             made_at=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-            code_version=f"{__version__}, sources {code_digest()}",
+            code_version=code_version(),
             stages=(),
             plan=pipeline.plan,
             snapshot=pipeline.snapshot,

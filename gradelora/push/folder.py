@@ -1,7 +1,6 @@
 """The folder that is handed over: weights, tokenizer, generation config, licence, model card."""
 
 import filecmp
-import hashlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -66,13 +65,3 @@ def _place(source: Path, target: Path) -> None:
         else:
             return
     shutil.copyfile(real, target)
-
-
-def code_digest() -> str:
-    """sha256 over the names and contents of this program's own files."""
-    root = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for path in sorted(p for p in root.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
-        digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()

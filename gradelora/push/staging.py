@@ -9,14 +9,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-PREFIX = ".push-"
+PREFIX, LOCK = ".push-", ".push.lock"
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 @contextlib.contextmanager
 def staging(root: Path) -> Iterator[Path]:
     """A folder that is gone at the end, a signal's too; what a killed push has left goes first."""
-    with (root / f"{PREFIX}lock").open("w") as lock:
+    with (root / LOCK).open("w") as lock:
         with contextlib.suppress(BlockingIOError):
             # Nobody else pushes from this store, so nobody works in what lies there.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -12,8 +12,10 @@ from gradelora.evaluate.metrics import Metrics, Section, read_metrics
 from gradelora.report.agreement import MEASURES
 from gradelora.report.figures import count, number, span
 from gradelora.report.given import ReportInput
-from gradelora.report.run import lineage, training_facts
+from gradelora.report.run import lineage, merge_facts, training_facts
 from gradelora.report.use import Handover, commands
+
+CARD = "README.md"
 
 
 def render(given: ReportInput, handover: Handover | None = None) -> str:
@@ -44,6 +46,7 @@ def _metadata(given: ReportInput, headline: Section, merged: bool) -> dict[str, 
         }
     ]
     return {
+        **_license(given),
         "base_model": given.snapshot.repo_id,
         "base_model_relation": "finetune" if merged else "adapter",
         "library_name": "transformers" if merged else "peft",
@@ -51,6 +54,20 @@ def _metadata(given: ReportInput, headline: Section, merged: bool) -> dict[str, 
         "tags": ["lora", "automated-scoring", "gradelora"],
         "model-index": [{"name": given.run.name, "results": results}],
     }
+
+
+def _license(given: ReportInput) -> dict[str, str]:
+    """The base's, as its own card names it: what is made of a model stands under its terms."""
+    card = given.snapshot.path / CARD
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    _, *front = text.split("---\n", 2) if text.startswith("---\n") else [""]
+    try:
+        fields = yaml.safe_load(front[0]) if front else {}
+    except yaml.YAMLError:
+        # Somebody else's card: what cannot be read says nothing.
+        fields = {}
+    known = fields if isinstance(fields, dict) else {}
+    return {name: str(known[name]) for name in ("license", "license_name", "license_link") if known.get(name)}
 
 
 def _body(given: ReportInput, metrics: Metrics, handover: Handover | None) -> str:
@@ -67,6 +84,8 @@ def _body(given: ReportInput, metrics: Metrics, handover: Handover | None) -> st
         "## Training",
         _list([*training_facts(given), ("Items", _items(given))]),
     ]
+    if _is_merged(handover):
+        parts += ["## Merge", _list(merge_facts(given))]
     for section in metrics.sections:
         parts += [f"## Agreement on {section.name.replace('_', ' ')}", _agreement(section, metrics)]
     parts += ["## Use", *(f"{c.title}:\n\n```{c.language}\n{c.text}\n```" for c in commands(given, handover))]

@@ -45,7 +45,7 @@ def _context(given: ReportInput) -> dict[str, Any]:
         "foretold": foretold.tables_of(given.comparison, price) if given.comparison else [],
         "surprises": given.comparison.surprises if given.comparison else (),
         "lineage": run.lineage(given),
-        "training": run.training_facts(given),
+        "training": [*run.training_facts(given), *run.merge_facts(given)],
         "splits": run.split_counts(given),
         "findings": run.findings_of(found),
         "files": found["sources"],

@@ -130,6 +130,25 @@ def training_facts(given: ReportInput) -> list[tuple[str, str]]:
     ]
 
 
+def merge_facts(given: ReportInput) -> list[tuple[str, str]]:
+    """The merged model, and what it says beside base and adapter: (what, value); nothing where there is none."""
+    merged = given.merged
+    if merged is None:
+        return []
+    dtype = "the base's own format" if merged.dtype == "base" else "bf16"
+    rows = [("Merged", f"{count(merged.merged_tensors)} weights, in {dtype}")]
+    if merged.least_delta_survival is not None:
+        rows.append(("Kept of an update, least of all experts", f"{100 * merged.least_delta_survival:.1f} %"))
+    agreed, said = merged.agreed, "not compared (merge.verify_items=0)"
+    if agreed is not None:
+        said = (
+            f"{agreed.changed_scores} of {agreed.items} scores changed, {agreed.ties} of them near-ties; "
+            f"log-probabilities by {agreed.mean_difference:.4f} nats on average and {agreed.largest_difference:.4f} "
+            f"at most, where the adapter changed them by {agreed.adapter_effect:.4f}"
+        )
+    return [*rows, ("Beside base and adapter", said)]
+
+
 def lineage(given: ReportInput) -> list[tuple[str, str]]:
     """What was trained on what: (what, hash or name)."""
     rows = [

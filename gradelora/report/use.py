@@ -20,24 +20,60 @@ class Snippet:
 
 @dataclass(frozen=True)
 class Handover:
-    """What is handed over: adapter or merged model, as a Hub repository `owner/name` or a folder."""
+    """What is handed over: adapter or merged model, as a Hub repository `owner/name` or a folder.
+
+    `config` is the file whose settings it was made with.
+    """
 
     kind: Literal["adapter", "merged"]
     where: str
+    config: str
 
 
 def commands(given: ReportInput, handover: Handover | None = None) -> list[Snippet]:
     """Scoring with this program, loading in Python, serving with vLLM, GGUF; of the store's own where none is given."""
-    score = Snippet(
-        "Score new answers in the same format",
-        "bash",
-        f"gradelora score --config deployments/{given.run.name}.yaml --out scores answers.json",
+    if handover is None:
+        file = f"deployments/{given.run.name}.yaml"
+        snippets = [_score(given, file, None), *_adapter(given, str(given.adapter.path))]
+        merged = _merged(given, str(given.merged.path)) if given.merged else []
+        return [*snippets, *merged, *_request(given, str(given.snapshot.path), merged=bool(merged))]
+    merging = handover.kind == "merged"
+    snippets = (_merged if merging else _adapter)(given, handover.where)
+    score = _score(given, handover.config, None if merging else handover.where)
+    return [*snippets, *_request(given, handover.where, merged=merging), score]
+
+
+def _score(given: ReportInput, config: str, adapter: str | None) -> Snippet:
+    """By likelihood, with the champion's adapter or one that was handed over."""
+    named = f" --adapter {_folder(given, adapter)}" if adapter else ""
+    text = f"gradelora score --config {config}{named} --out scores answers.json"
+    return Snippet("Score new answers in the same format", "bash", (_local(given, adapter) if adapter else "") + text)
+
+
+def _request(given: ReportInput, where: str, *, merged: bool) -> list[Snippet]:
+    """A prompt as in training, by its ids: text could spell control tokens.  None where nothing can be served."""
+    if not merged and _vllm_rank(given.run.train.lora.r) is None:
+        return []
+    if where.startswith("/"):
+        folder = f'Path("{where}")'
+    else:
+        folder = f'Path(snapshot_download("{where}", allow_patterns=["*.json", "*.jinja"]))'
+    imported = "" if where.startswith("/") else "from huggingface_hub import snapshot_download\n\n"
+    text = (
+        f"import json\nfrom pathlib import Path\nfrom urllib.request import Request, urlopen\n\n{imported}"
+        "from gradelora.config import EncodeConfig\nfrom gradelora.prompt import load_layout\n\n"
+        f"encode = {given.run.encode.model_dump()!r}\n"
+        f"layout = load_layout({folder}, EncodeConfig.model_validate(encode))\n"
+        'question, rubric, maximum, answer = "the question", "the rubric", 3, "the student\'s answer"\n'
+        "prompt = [*layout.prefix(question, rubric, maximum), *layout.answer(answer), *layout.closing]\n"
+        f'asked = {{"model": "{given.run.name}", "prompt": [*prompt, *layout.target_opening], "temperature": 0,\n'
+        '         "max_tokens": 64, "stop_token_ids": [layout.target_closing[-1]]}\n'
+        'headers = {"Content-Type": "application/json"}\n'
+        'url = "http://localhost:8000/v1/completions"\n'
+        "with urlopen(Request(url, json.dumps(asked).encode(), headers)) as reply:\n"
+        '    print(json.load(reply)["choices"][0]["text"])'
     )
-    if handover is not None:
-        of_kind = _adapter if handover.kind == "adapter" else _merged
-        return [*of_kind(given, handover.where), score]
-    snippets = [score, *_adapter(given, str(given.adapter.path))]
-    return [*snippets, *_merged(given, str(given.merged.path))] if given.merged else snippets
+    return [Snippet("Ask the served model, decoded greedily; `gradelora score` weighs every score", "python", text)]
 
 
 def _adapter(given: ReportInput, adapter: str) -> list[Snippet]:
