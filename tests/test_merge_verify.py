@@ -14,7 +14,7 @@ from gradelora.evaluate import evaluate
 from gradelora.merge import merge
 from gradelora.merge.verify import Told, chosen, compare, judge, room
 from gradelora.scoring.candidates import Likelihoods
-from gradelora.store import Store, read_receipt
+from gradelora.store import Store, key_of, read_receipt
 from tests.merging import RUNTIME, adapter_of, save_adapter, snapshot_of, stage_config
 from tests.tiny_data import save_encoded
 from tests.tiny_models import save_gpt_oss
@@ -82,7 +82,12 @@ def test_a_merge_that_is_judged_anew_writes_no_shard_again(attention: Trained, t
         return {p.name: p.stat().st_ino for p in obtained.artifact.path.glob("*.safetensors")}
 
     first = shards(verify_items=8)
+    # Another attempt had begun a shard that is there by now.
+    half = store.building("merge", key_of(merge, stage_config(verify_items=4), inputs)) / f"{min(first)}.part"
+    half.parent.mkdir()
+    half.write_bytes(b"half")
     assert shards(verify_items=4) == first
+    assert not list(tmp_path.rglob("*.part"))
     assert shards(verify_items=8, dtype="bf16", weights="bf16") != first
 
 

@@ -75,6 +75,7 @@ class Journal:
                 with contextlib.suppress(OSError):
                     if entry.lies_in(folder) and not (self._out / entry.name).exists():
                         os.link(folder / entry.name, self._out / entry.name)
+                        (self._out / f"{entry.name}.part").unlink(missing_ok=True)
                         self.add(entry)
 
 
