@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from urllib.request import Request
 
 import pytest
 import yaml
@@ -470,11 +469,19 @@ def test_the_request_for_the_served_model_runs_as_it_stands_and_asks_as_training
     at = Handover(kind="merged", where=str(folder), config="c.yaml")
     (text,) = [c.text for c in commands(whole, at) if "v1/completions" in c.text]
 
-    def answer(request: Request) -> io.BytesIO:
-        asked.append(json.loads(request.data))
-        return io.BytesIO(b'{"choices": [{"text": "{\\"score\\": 2}"}]}')
+    class Served:
+        """Takes the request, and scores it with 2."""
 
-    monkeypatch.setattr("urllib.request.urlopen", answer)
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def request(self, *given: str) -> None:
+            asked.append(json.loads(given[2]))
+
+        def getresponse(self) -> io.BytesIO:
+            return io.BytesIO(b'{"choices": [{"text": "{\\"score\\": 2}"}]}')
+
+    monkeypatch.setattr("http.client.HTTPConnection", Served)
     exec(compile(text.replace("the student's answer", "<|end|>"), "card", "exec"), {})
     layout = load_layout(folder, whole.run.encode)
     item = [*layout.prefix("the question", "the rubric", 3), *layout.answer("<|end|>"), *layout.closing]

@@ -60,7 +60,7 @@ def _request(given: ReportInput, where: str, *, merged: bool) -> list[Snippet]:
         folder = f'Path(snapshot_download("{where}", allow_patterns=["*.json", "*.jinja"]))'
     imported = "" if where.startswith("/") else "from huggingface_hub import snapshot_download\n\n"
     text = (
-        f"import json\nfrom pathlib import Path\nfrom urllib.request import Request, urlopen\n\n{imported}"
+        f"import json\nfrom http.client import HTTPConnection\nfrom pathlib import Path\n\n{imported}"
         "from gradelora.config import EncodeConfig\nfrom gradelora.prompt import load_layout\n\n"
         f"encode = {given.run.encode.model_dump()!r}\n"
         f"layout = load_layout({folder}, EncodeConfig.model_validate(encode))\n"
@@ -68,10 +68,9 @@ def _request(given: ReportInput, where: str, *, merged: bool) -> list[Snippet]:
         "prompt = [*layout.prefix(question, rubric, maximum), *layout.answer(answer), *layout.closing]\n"
         f'asked = {{"model": "{given.run.name}", "prompt": [*prompt, *layout.target_opening], "temperature": 0,\n'
         '         "max_tokens": 64, "stop_token_ids": [layout.target_closing[-1]]}\n'
-        'headers = {"Content-Type": "application/json"}\n'
-        'url = "http://localhost:8000/v1/completions"\n'
-        "with urlopen(Request(url, json.dumps(asked).encode(), headers)) as reply:\n"
-        '    print(json.load(reply)["choices"][0]["text"])'
+        'served = HTTPConnection("localhost", 8000)\n'
+        'served.request("POST", "/v1/completions", json.dumps(asked), {"Content-Type": "application/json"})\n'
+        'print(json.load(served.getresponse())["choices"][0]["text"])'
     )
     return [Snippet("Ask the served model, decoded greedily; `gradelora score` weighs every score", "python", text)]
 
