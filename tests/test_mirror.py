@@ -252,6 +252,25 @@ def test_an_adapter_that_is_there_is_not_trained_again_for_a_hiccup(
     assert toy_training.BEGAN_AT == [0]
 
 
+def test_patience_begins_at_the_first_failure_and_not_with_a_long_pull(
+    machines: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = machines
+    a.obtain(count, CountConfig())
+    a.finish()
+    real, asked = Remote.bring, []
+
+    def breaks_off(self: Remote, name: str, path: Path) -> bool:
+        asked.append(name)
+        if len(asked) == 1:
+            time.sleep(2 * store.PATIENCE_S)
+            raise MirrorUnreachable("connection reset")
+        return real(self, name, path)
+
+    monkeypatch.setattr(Remote, "bring", breaks_off)
+    assert b.obtain(count, CountConfig()).cached
+
+
 def test_a_full_disk_here_is_no_fault_of_the_mirror(
     machines: tuple[Machine, Machine], monkeypatch: pytest.MonkeyPatch
 ) -> None:

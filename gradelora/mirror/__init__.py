@@ -107,24 +107,25 @@ class Mirror:
     ) -> T:
         """What `action` gives; a run that can do its work goes on without the mirror.
 
-        With patience it is asked whatever was the matter a moment ago, and again until that is used up.
+        With patience it is asked whatever was the matter a moment ago, and from its first failure on again
+        until that is used up.
         """
-        until = time.monotonic() + patience_s
+        until = 0.0
         if not patience_s and time.monotonic() < self._asked_again:
             return otherwise
-        told = False
         while True:
             try:
                 return action()
             except MirrorUnreachable as error:
+                first = not until
+                until = until or time.monotonic() + patience_s
                 left = until - time.monotonic()
                 if left <= 0:
                     self._asked_again = time.monotonic() + PAUSE_S
                     self.say(f"mirror: {error}; {instead}")
                     return otherwise
-                if not told:
+                if first:
                     self.say(f"mirror: {error}; it is asked again for {left:.0f} s, for hours of work may hang on it")
-                told = True
                 time.sleep(min(AGAIN_S, left))
             except Damaged as error:
                 self.say(f"mirror: {error}; {instead}")
