@@ -13,6 +13,8 @@ from gradelora.outcome import Outcome, agreement, agreement_title
 from gradelora.preflight import Plan
 from gradelora.report import ReportInput, compare, stage_row, write_card, write_plan, write_report
 from gradelora.report.compared import Comparison
+from gradelora.report.figures import duration
+from gradelora.report.foretold import tables_of
 from gradelora.store import Obtained, Store
 from tasks.shown import a_picture, show_links
 from tasks.stage import stage_task
@@ -69,17 +71,17 @@ def report(
 
 @a_picture
 def _publish_comparison(name: str, comparison: Comparison) -> None:
-    """The plan beside the run, in plain units: bytes, seconds, counts."""
+    """The plan beside the run, as the page writes it."""
     rows = [
         {
-            "stage": each.stage,
-            "figure": f"{each.kind}: {each.figure}",
-            "planned": each.planned,
-            "measured": each.measured,
-            "off by, %": None if each.error is None else round(100 * each.error, 1),
-            "cached": each.cached,
+            "stage": line.stage,
+            "figure": f"{table.title}: {line.figure}".removesuffix(": "),
+            "planned": f"{line.planned} ({line.span})" if line.span else line.planned,
+            "measured": line.measured,
+            "off by": line.error,
         }
-        for each in comparison.figures
+        for table in tables_of(comparison, None)
+        for line in table.lines
     ]
     create_table_artifact(rows, key=f"{name}-compared", description="The plan held against what happened")
 
@@ -87,7 +89,10 @@ def _publish_comparison(name: str, comparison: Comparison) -> None:
 @a_picture
 def _publish(outcome: Outcome) -> None:
     """Figures alone: no student text leaves the page's own settings."""
-    rows = [{"stage": r.stage, "state": "cached" if r.cached else "run", "seconds": r.seconds} for r in outcome.stages]
+    rows = [
+        {"stage": r.stage, "state": "cached" if r.cached else "run", "took": duration(r.seconds)}
+        for r in outcome.stages
+    ]
     create_table_artifact(
         rows, key=f"{outcome.name}-stages", description="What was taken from the store, what was done"
     )

@@ -55,8 +55,13 @@ def test_every_plan_is_kept_and_held_against_what_happened(trained: Bench) -> No
     assert figures["train", "steps"].error == 0
     built = {each.stage: each.built_s for each in cached.figures if each.kind == "time"}
     assert built["train"] == pytest.approx(figures["train", "seconds"].measured, rel=0.2)
-    found = httpx.post(f"{trained.server.url}/artifacts/latest/filter", json={}, timeout=30).json()
-    assert {"demo-plan", "demo-compared"} <= {artifact["key"] for artifact in found}
+    latest = httpx.post(f"{trained.server.url}/artifacts/latest/filter", json={}, timeout=30).json()
+    found = {artifact["key"]: artifact["data"] for artifact in latest}
+    assert {"demo-plan", "demo-compared"} <= set(found)
+    # Units, as a reader wants them: the UI shows a number with all its digits.
+    for row in (*json.loads(found["demo-compared"]), *json.loads(found["demo-stages"])):
+        assert not any(isinstance(value, float) for value in row.values()), row
+    assert any(row["planned"].endswith(" MB") for row in json.loads(found["demo-compared"]))
 
 
 def test_touching_a_data_file_runs_nothing(trained: Bench) -> None:
