@@ -98,6 +98,15 @@ def test_kubernetes_schemas_hold_of_every_manifest(version: str) -> None:
         kubernetes_validate.validate(manifest, version, strict=True)
 
 
+def test_a_pod_that_only_looks_takes_no_gpu_from_a_training() -> None:
+    asked = {}
+    for name, job in jobs_of_the_pool().items():
+        (container,) = job["spec"]["template"]["spec"]["containers"]
+        asked[name] = container["resources"]["limits"]["nvidia.com/gpu"]
+    assert {asked.pop("watch"), asked.pop("crashed")} == {0}
+    assert set(asked.values()) == {2}
+
+
 def test_every_pod_finds_claim_secret_and_image_by_one_name() -> None:
     """In the pool's jobs and in nodes.yaml: what another one mounts is not this one's store and not its Hub cache."""
     claim = yaml.safe_load((DEPLOYMENTS / "kubernetes" / "claim.yaml").read_text())
