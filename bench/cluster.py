@@ -21,6 +21,8 @@ from bench.balancer import Balancer
 
 ROOT = Path(__file__).parents[1]
 DATABASE = "prefect"
+# What an operator copies: so these very lines are tried.
+SETTINGS = ROOT / "deployments" / "systemd" / "server.env.example"
 
 
 class MissingProgram(Exception):
@@ -68,20 +70,10 @@ class Cluster:
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
         }
-        # The lines of docs/machines.md.
-        self.server_env = {
-            **self.env,
-            "PREFECT_SERVER_DATABASE_CONNECTION_URL": (
-                f"postgresql+asyncpg://{DATABASE}@127.0.0.1:{self._database_port}/{DATABASE}"
-            ),
-            "PREFECT_MESSAGING_BROKER": "prefect_redis.messaging",
-            "PREFECT_MESSAGING_CACHE": "prefect_redis.messaging",
-            "PREFECT_SERVER_EVENTS_CAUSAL_ORDERING": "prefect_redis.ordering",
-            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect_redis.lease_storage",
-            "PREFECT_SERVER_WORKER_CHANNEL_CLEANUP_QUEUE_STORAGE": "prefect_redis.cleanup_queue",
-            "PREFECT_REDIS_MESSAGING_URL": f"{redis}/0",
-            "PREFECT_SERVER_DOCKET_URL": f"{redis}/1",
-        }
+        database = f"postgresql+asyncpg://{DATABASE}@127.0.0.1:{self._database_port}/{DATABASE}"
+        told = [line for line in SETTINGS.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+        settings = dict(line.replace("redis://redis:6379", redis).split("=", 1) for line in told)
+        self.server_env = {**self.env, **settings, "PREFECT_SERVER_DATABASE_CONNECTION_URL": database}
 
     def start_stores(self) -> None:
         """PostgreSQL as a user of its own, for it refuses root; Redis with its log of writes on."""
@@ -142,11 +134,11 @@ class Cluster:
         self._start(name, [sys.executable, "-m", "prefect", *command], env)
 
     def run(self, *arguments: str) -> str:
-        """`prefect ARGUMENTS`; its output."""
-        command = [sys.executable, "-m", "prefect", *arguments]
+        """`python -m ARGUMENTS`; its output."""
+        command = [sys.executable, "-m", *arguments]
         done = subprocess.run(command, env=self.env, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise RuntimeError(f"prefect {' '.join(arguments)}: {done.stdout[-1000:]}{done.stderr[-3000:]}")
+            raise RuntimeError(f"{' '.join(arguments)}: {done.stdout[-1000:]}{done.stderr[-3000:]}")
         return done.stdout
 
     def end(self, how: signal.Signals, *names: str) -> None:
