@@ -5,6 +5,7 @@ and cannot tell whether the server ever took it.
 """
 
 import contextlib
+import fcntl
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -104,12 +105,15 @@ def tell_once(event: str, name: str, payload: dict[str, Any], folder: Path) -> N
     """
     last = folder / f"{name}.txt"
     this = f"{event} {payload['adapter']}"
-    told = last.read_text(encoding="utf-8") if last.is_file() else ""
-    if told != this and try_to_send(event, name, payload):
-        folder.mkdir(exist_ok=True, mode=0o700)
-        part = last.with_suffix(".part")
-        part.write_text(this, encoding="utf-8")
-        part.replace(last)
+    folder.mkdir(exist_ok=True, mode=0o700)
+    # Two runs of one configuration decide the same at the same moment.
+    with last.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        told = last.read_text(encoding="utf-8") if last.is_file() else ""
+        if told != this and try_to_send(event, name, payload):
+            part = last.with_suffix(".part")
+            part.write_text(this, encoding="utf-8")
+            part.replace(last)
 
 
 @contextlib.contextmanager
