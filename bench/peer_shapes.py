@@ -22,7 +22,8 @@ class Shape:
     """A gpt-oss with random weights; intermediate size, heads and experts a token in 120b's proportions.
 
     `target`: json is ours, harmony's opening and a JSON object; score is the tutorial's, the score
-    and the end token.  `aimed`: the aims were set for it.
+    and the end token.  `aimed`: the aims were set for it.  `row`: answers in a row of ours, where
+    STEP answers make an optimizer step in every arm.
     """
 
     name: str
@@ -32,8 +33,7 @@ class Shape:
     experts: int
     target: Literal["json", "score"] = "json"
     aimed: bool = False
-    questions: int = 2
-    answers: int = 24
+    row: int = STEP
 
     @property
     def config(self) -> dict[str, Any]:
@@ -67,8 +67,9 @@ def head_share(vocabulary: int, hidden: int, layers: int) -> float:
 
 SHAPES = (
     Shape("full vocabulary, 4 narrow layers, the tutorial's target", VOCABULARY, 256, 4, 16, "score", aimed=True),
-    Shape("full vocabulary, 4 narrow layers, our target", VOCABULARY, 256, 4, 16, aimed=True),
+    Shape("full vocabulary, 4 narrow layers, our target", VOCABULARY, 256, 4, 16),
     Shape("full vocabulary, 24 layers", VOCABULARY, 384, 24, 8),
+    Shape("full vocabulary, 4 narrow layers, 3 answers a row as h200 has", VOCABULARY, 256, 4, 16, row=3),
     # The vocabulary shrinks with the width, so that it takes what it takes at 120b.
     Shape("120b's proportions, an eighth as wide", VOCABULARY // 8, 384, 36, 8),
 )
@@ -130,7 +131,7 @@ def prepare(shape: Shape, items: list[dict[str, Any]], tokenizer: Path, work: Pa
     write_items(items, work / "items.arrow", len(items))
     data = write_folder(work / "items.arrow", load_layout(tokenizer, config), config, work / "data")
     score_ids = lambda score: words.encode(f"{score:g}", add_special_tokens=False)  # noqa: E731
-    job = save_job(work, rewritten(data, work / "rewritten", shape, score_ids))
+    job = save_job(work, rewritten(data, work / "rewritten", shape, score_ids), shape.row)
     plan = plans(job)
     order = [item for (micro,) in plan.schedule.of_rank(0) for item in micro]
     assert sorted(order) == list(range(len(items))), "every answer is seen once"
@@ -157,7 +158,7 @@ def save_models(shape: Shape, work: Path) -> None:
     dense.to(torch.bfloat16).save_pretrained(work / "dense")
 
 
-def save_job(work: Path, data: EncodedDataset) -> Any:
+def save_job(work: Path, data: EncodedDataset, row: int) -> Any:
     """Our training as its launcher would tell it to one process; returned as written."""
     from gradelora.train.job import Job
 
@@ -170,8 +171,8 @@ def save_job(work: Path, data: EncodedDataset) -> Any:
         learning_rate=LEARNING_RATE,
         warmup_steps=WARMUP,
         epochs=1,
-        answers_per_row=STEP,
-        accumulation=1,
+        answers_per_row=row,
+        accumulation=STEP // row,
         save_every=1,
     )
     job = Job(
@@ -189,6 +190,5 @@ def save_job(work: Path, data: EncodedDataset) -> Any:
         report_to=(),
         launcher_pid=os.getpid(),
     )
-    (work / "out" / "aside").mkdir(parents=True)
     (work / "job.json").write_text(job.model_dump_json())
     return job

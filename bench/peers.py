@@ -149,8 +149,11 @@ def trl_masked(work: Path, clock: Clock) -> list[float]:
     return trl(work, clock, masked=True)
 
 
-def gradelora(work: Path, clock: Clock) -> list[float]:
-    """A whole training run of ours in one process: rows planned, proved, trained, sealed, saved."""
+def gradelora(work: Path, clock: Clock, weights: str = "bf16") -> list[float]:
+    """A whole training run of ours in one process: rows planned, proved, trained, sealed, saved.
+
+    The experts are dequantised for good, as in the other arms.
+    """
 
     def imports() -> None:
         import datasets  # noqa: F401
@@ -170,9 +173,16 @@ def gradelora(work: Path, clock: Clock) -> list[float]:
     clock.watch(setup, "load_base", "load")
     clock.watch(Trainer, "train", "train")
     job = Job.model_validate_json((work / "job.json").read_text())
-    run(job.model_copy(update={"launcher_pid": os.getpid()}))
-    history = json.loads((job.out / "history.json").read_text())
+    config, out = job.config.model_copy(update={"weights": weights}), work / f"out-{weights}"
+    (out / "aside").mkdir(parents=True)
+    run(job.model_copy(update={"config": config, "out": out, "launcher_pid": os.getpid()}))
+    history = json.loads((out / "history.json").read_text())
     return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def gradelora_packed(work: Path, clock: Clock) -> list[float]:
+    """The same with experts in MXFP4: a quarter of their memory, unpacked twice a step."""
+    return gradelora(work, clock, weights="packed")
 
 
 TUTORIAL, TRL_PLAIN, OURS = "the tutorial", "TRL, as it is on a CPU", "gradelora"
@@ -181,6 +191,7 @@ ARMS = {
     TRL_PLAIN: trl,
     "TRL, its CUDA-only masking forced": trl_masked,
     OURS: gradelora,
+    "gradelora, experts packed": gradelora_packed,
 }
 
 
