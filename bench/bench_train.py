@@ -4,12 +4,14 @@
 
 The two sides of a lever take turns, so a busy machine slows both alike; the table shows the
 median of each side, their ratio and the difference of their losses (which must be rounding).
-A ratio below 1 is the price in time of a lever that saves memory.
+A ratio below 1 is the price in time of a lever that saves memory.  Ends with exit code 1 where a
+ratio falls below its floor, well under what was measured, or losses differ by more than rounding.
 """
 
 import argparse
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -38,6 +40,8 @@ from tests.tiny_models import save_gpt_oss
 PREFIX, ANSWER, TARGET = 130, 45, 6
 ANSWERS = 8
 EXPERTS = 8
+# Of the mean loss of a target token, about 12 with this vocabulary.
+ROUNDING = 1e-4
 Micro = tuple[tuple[Row, ...], ...]
 SHARED: Micro = ((tuple(range(ANSWERS)),),)
 SEPARATE: Micro = (tuple((i,) for i in range(ANSWERS)),)
@@ -131,50 +135,70 @@ def measure(one: Side, other: Side, rounds: int) -> tuple[float, float, float]:
     return on, off, abs(losses[0][0] - losses[1][0])
 
 
-def levers(shared: Side, plain: Side) -> dict[str, tuple[Side, Side]]:
-    """With and without each; `plain` has its experts dequantised for good."""
+@dataclass(frozen=True)
+class Lever:
+    """The step with and without it; `floor` is the least ratio without / with, well below what was measured."""
+
+    name: str
+    on: Side
+    off: Side
+    floor: float
+
+
+def lost(name: str, ratio: float, floor: float, difference: float) -> str | None:
+    """What is wrong with a lever: its effect is gone, or it changes the loss; None where it holds."""
+    if ratio < floor:
+        return f"{name}: {ratio:.2f} times the work without it, at least {floor} is expected"
+    if not difference <= ROUNDING:
+        return f"{name}: the losses differ by {difference:.1e}, more than rounding ({ROUNDING:.0e})"
+    return None
+
+
+def levers(shared: Side, plain: Side) -> tuple[Lever, ...]:
+    """All of them; `plain` has its experts dequantised for good."""
     separate = replace(shared, micro_batches=SEPARATE)
     naive = replace(separate, supervised_only=False)
     checkpointed = replace(shared, checkpointing=True)
-    return {
-        "logits at supervised positions only": (separate, naive),
-        f"prefix shared by {ANSWERS} answers": (shared, separate),
-        "both": (shared, naive),
-        "experts unpacked by a table of byte pairs, not transformers' way": (
-            shared,
-            replace(shared, dequantize=by_transformers),
-        ),
-        "experts packed, not dequantised for good (memory)": (shared, plain),
-        "gradient checkpointing (memory)": (checkpointed, shared),
-        "a recomputed layer's experts kept for its backward": (
-            checkpointed,
-            replace(checkpointed, keep_recomputed=False),
-        ),
-        f"{EXPERTS // 4} of {EXPERTS} experts unpacked at a time (memory)": (
-            replace(shared, expert_chunk=EXPERTS // 4),
-            shared,
-        ),
-    }
+    theirs = replace(shared, dequantize=by_transformers)
+    forgetful = replace(checkpointed, keep_recomputed=False)
+    few = replace(shared, expert_chunk=EXPERTS // 4)
+    return (
+        Lever("logits at supervised positions only", separate, naive, 2.5),
+        Lever(f"prefix shared by {ANSWERS} answers", shared, separate, 1.25),
+        Lever("both", shared, naive, 4.0),
+        Lever("experts unpacked by a table of byte pairs, not transformers' way", shared, theirs, 1.2),
+        Lever("a recomputed layer's experts kept for its backward", checkpointed, forgetful, 0.95),
+        Lever("experts packed, not dequantised for good (memory)", shared, plain, 0.5),
+        Lever("gradient checkpointing (memory)", checkpointed, shared, 0.55),
+        Lever(f"{EXPERTS // 4} of {EXPERTS} experts unpacked at a time (memory)", few, shared, 0.6),
+    )
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--vocab", type=int, default=201_088, help="the real one by default")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    faults: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         shape = {"hidden_size": 512, "intermediate_size": 512, "head_dim": 32, "sliding_window": 128}
         shape |= {"num_hidden_layers": 8, "num_local_experts": EXPERTS}
         path = save_gpt_oss(Path(folder), vocab_size=options.vocab, initializer_range=0.05, **shape)
         data = items(options.vocab)
         shared, plain = Side(model_of(path, "packed"), data), Side(model_of(path, "bf16"), data)
-        table = Table("lever", "with, CPU-s", "without, CPU-s", "without / with", "loss differs by")
-        for name, (one, other) in levers(shared, plain).items():
-            on, off, difference = measure(one, other, options.rounds)
-            table.add_row(name, f"{on:.3f}", f"{off:.3f}", f"{off / on:.2f}", f"{difference:.1e}")
+        table = Table("lever", "with, CPU-s", "without, CPU-s", "without / with", "at least", "loss differs by")
+        for lever in levers(shared, plain):
+            on, off, difference = measure(lever.on, lever.off, options.rounds)
+            figures = (f"{on:.3f}", f"{off:.3f}", f"{off / on:.2f}", f"{lever.floor:g}", f"{difference:.1e}")
+            table.add_row(lever.name, *figures)
+            fault = lost(lever.name, off / on, lever.floor, difference)
+            faults += [fault] if fault else []
     Console(width=140).print(table)
+    for fault in faults:
+        print(f"FAULT: {fault}")
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,9 +3,11 @@
     torchrun --standalone --nproc_per_node 2 -m bench.load_ranks WEIGHTS PARALLEL MODEL
 
 Rank 0 prints a JSON list: of each rank the peak and the final anonymous memory beyond its imports,
-and what its parameters hold, in bytes.  Mapped files are left out: the kernel drops them when it must.
+and what its parameters hold, in bytes; then how many parameters, whole, are not the file's values.
+Mapped files are left out: the kernel drops them when it must.
 """
 
+import contextlib
 import json
 import sys
 import threading
@@ -13,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import deepspeed
+import torch
 import torch.distributed as dist
 
 from gradelora.config import TrainConfig
-from gradelora.model.load import load_base
+from gradelora.model.load import Checkpoint, load_base
 from gradelora.train.zero import deepspeed_json
 
 
@@ -41,6 +44,16 @@ def load(config: TrainConfig, model: Path) -> Any:
     return arguments, load_base(model, weights=config.weights, precision="bf16", device="cpu")
 
 
+def differing(model: Any, checkpoint: Checkpoint) -> int:
+    """Parameters that are not, bit for bit, what the file holds; gathered under ZeRO-3.  All ranks must call."""
+    wrong = 0
+    for name, parameter in model.named_parameters():
+        sharded = hasattr(parameter, "ds_id")
+        with deepspeed.zero.GatheredParameters([parameter]) if sharded else contextlib.nullcontext():
+            wrong += not torch.equal(parameter.data, checkpoint.weight(name, parameter.dtype, "cpu"))
+    return wrong
+
+
 def main() -> None:
     weights, parallel, model = sys.argv[1:]
     config = TrainConfig.model_validate({"device": "cpu", "weights": weights, "parallel": parallel})
@@ -60,6 +73,7 @@ def main() -> None:
     after = anonymous_bytes()
     held = sum(getattr(parameter, "ds_tensor", parameter).nbytes for parameter in kept[1].parameters())
     own = {"peak": max(peak[0], after) - before, "after": after - before, "held": held}
+    own["differing"] = differing(kept[1], Checkpoint(Path(model)))
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, own)
     if dist.get_rank() == 0:

@@ -132,6 +132,10 @@ class BudgetReached(GradeloraError):
     exit_code = 2
 
 
+class Cancelled(GradeloraError):
+    """Training was told to stop; it is sealed where it stood, and the next run goes on from there."""
+
+
 class Transient(GradeloraError):
     """The same call may succeed later."""
 

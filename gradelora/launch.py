@@ -20,7 +20,8 @@ from pathlib import Path
 
 from gradelora.errors import ChildFailed
 
-GRACE_S = 10.0
+# A training seals what it has within train.cancel.SEAL_S of it; Prefect ends its run after 30 s.
+GRACE_S = 26.0
 TAIL_LINES = 25
 PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)

@@ -5,18 +5,20 @@ for a random point (while it loads, at a step, while a checkpoint is being writt
 rank, the launcher or everything, and looks at what is left.  The last start goes on undisturbed.
 """
 
+import itertools
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from gradelora.artifacts import ASIDE, Adapter, EncodedDataset, ModelSnapshot
+from gradelora.config import TrainConfig
 from gradelora.train import seals
 from gradelora.train.job import Job
 from tests.training import SAVED_EVERY, STEPS, progress, ranks_of, wait_for
@@ -26,10 +28,12 @@ import sys
 from pathlib import Path
 from gradelora.artifacts import EncodedDataset, ModelSnapshot
 from gradelora.train import train
-from tests.training import CONFIG, RUNTIME
-snapshot, data = ModelSnapshot.model_validate_json(sys.argv[1]), EncodedDataset.model_validate_json(sys.argv[2])
-adapter = train(CONFIG, snapshot, data, out=Path(sys.argv[3]), runtime=RUNTIME)
-Path(sys.argv[4]).write_text(adapter.model_dump_json())
+from gradelora.config import TrainConfig
+from tests.training import RUNTIME
+config = TrainConfig.model_validate_json(sys.argv[1])
+snapshot, data = ModelSnapshot.model_validate_json(sys.argv[2]), EncodedDataset.model_validate_json(sys.argv[3])
+adapter = train(config, snapshot, data, out=Path(sys.argv[4]), runtime=RUNTIME)
+Path(sys.argv[5]).write_text(adapter.model_dump_json())
 """
 ROOT = Path(__file__).parents[1]
 RANKS = 2
@@ -66,10 +70,27 @@ class Moment:
 
 @dataclass(frozen=True)
 class Chain:
-    """One training: its moments and what came out."""
+    """One training: its settings, its moments and what came out."""
 
+    config: TrainConfig
     moments: tuple[Moment, ...]
     adapter: Adapter
+
+
+def faults(moments: Sequence[Moment]) -> list[str]:
+    """What is wrong with these kills, or with what they can show; none where every start went on rightly."""
+    found = [f"{m}: then began {m.resumed}" for m in moments if m.resumed not in (None, m.sealed + 1)]
+    found += [
+        f"{m}: {m.lost} steps lost, a checkpoint is due every {SAVED_EVERY}"
+        for m in moments
+        if m.damage == "none" and m.lost > SAVED_EVERY
+    ]
+    seen = sum(m.resumed is not None or m.sealed == STEPS for m in moments)
+    if 2 * seen <= len(moments):
+        found.append(f"only {seen} of {len(moments)} starts came to a step before the next kill")
+    if not any(m.unsealed for m in moments):
+        found.append("no kill left a checkpoint half written")
+    return found
 
 
 def kill_chains(
@@ -77,27 +98,32 @@ def kill_chains(
     data: EncodedDataset,
     folder: Path,
     *,
+    configs: Sequence[TrainConfig],
     moments: int,
     a_chain: int,
     seed: int,
     say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Chain]:
-    """`moments` kills in chains of `a_chain`; the same seed chooses the same victims and delays."""
+    """`moments` kills in chains of `a_chain`, which take turns with `configs` of two ranks each.
+
+    The same seed chooses the same victims and delays.
+    """
     choose = random.Random(seed)
-    for first in range(0, moments, a_chain):
+    for first, config in zip(range(0, moments, a_chain), itertools.cycle(configs), strict=False):
         out = folder / f"chain-{first}"
         done: list[Moment] = []
         for index in range(first, min(moments, first + a_chain)):
             moment = _choose(choose, index, done[-1].sealed if done else 0)
-            stage = _start(snapshot, data, out)
-            moment = _look(out, _kill(stage, out, moment), choose)
+            before = _unsealed(out)
+            moment = _kill(_start(config, snapshot, data, out), out, moment)
+            moment = _look(out, replace(moment, unsealed=bool(_unsealed(out) - before)), choose)
             say(f"{index + 1}: {moment}")
             done = [*_resumed(done, out), moment]
-        stage = _start(snapshot, data, out)
+        stage = _start(config, snapshot, data, out)
         if stage.wait(600) != 0:
             raise RuntimeError(f"{out}: undisturbed, the training did not end; see aside/ranks.log")
         adapter = Adapter.model_validate_json((out / ASIDE / "adapter.json").read_text())
-        yield Chain(tuple(_resumed(done, out)), adapter)
+        yield Chain(config, tuple(_resumed(done, out)), adapter)
 
 
 def _choose(choose: random.Random, index: int, sealed: int) -> Moment:
@@ -111,8 +137,9 @@ def _choose(choose: random.Random, index: int, sealed: int) -> Moment:
     return Moment(point, step, round(choose.random() * longest, 4), VICTIMS[index % len(VICTIMS)])
 
 
-def _start(snapshot: ModelSnapshot, data: EncodedDataset, out: Path) -> "subprocess.Popen[bytes]":
-    arguments = [snapshot.model_dump_json(), data.model_dump_json(), str(out), str(out / ASIDE / "adapter.json")]
+def _start(config: TrainConfig, snapshot: ModelSnapshot, data: EncodedDataset, out: Path) -> "subprocess.Popen[bytes]":
+    arguments = [part.model_dump_json() for part in (config, snapshot, data)]
+    arguments += [str(out), str(out / ASIDE / "adapter.json")]
     (out / "aside").mkdir(parents=True, exist_ok=True)
     with (out / ASIDE / "starts").open("a") as starts:
         starts.write(f"{len(progress(out))}\n")
@@ -176,7 +203,6 @@ def _sigkill(pid: int) -> None:
 def _look(out: Path, moment: Moment, choose: random.Random) -> Moment:
     """What the kill left; now and then the newest checkpoint is damaged on top."""
     whole = _whole(out)
-    unsealed = any(not (f / seals.MANIFEST).exists() for f in (out / seals.FOLDER).glob("step-*"))
     damage: Damage = "none"
     if len(whole) >= 2 and choose.random() < 0.5:
         damage = choose.choice(DAMAGES)
@@ -189,7 +215,12 @@ def _look(out: Path, moment: Moment, choose: random.Random) -> Moment:
             os.truncate(newest / "trainer_state.json", 100)
     sealed = whole[-1] if whole else 0
     reached = max((int(line["step"]) for line in _since_start(out)), default=sealed)
-    return replace(moment, damage=damage, reached=reached, sealed=sealed, unsealed=unsealed)
+    return replace(moment, damage=damage, reached=reached, sealed=sealed)
+
+
+def _unsealed(out: Path) -> set[str]:
+    """Checkpoints without a manifest."""
+    return {f.name for f in (out / seals.FOLDER).glob("step-*") if not (f / seals.MANIFEST).exists()}
 
 
 def _since_start(out: Path) -> list[dict[str, float]]:

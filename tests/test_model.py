@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM, Mxfp4Config, set_seed
 
 from gradelora.config import EvaluateConfig, LoraSettings, MergeStageConfig, TrainConfig
-from gradelora.errors import BadConfig, KeyMismatch, UnsupportedModel
+from gradelora.errors import BadConfig, KeyMismatch, NotEnoughMemory, UnsupportedModel
 from gradelora.evaluate import evaluate
 from gradelora.merge import merge
 from gradelora.model import load, packed
@@ -217,6 +217,39 @@ def test_layers_are_spread_evenly_so_that_every_gpu_has_room_for_activations() -
     for name, parameter in model.named_parameters():
         held[load._place_of(name, places)] += parameter.numel() * parameter.element_size()
     assert max(held.values()) < 0.55 * total
+
+
+@pytest.mark.parametrize("weights", ["packed", "bf16"])
+def test_a_model_spread_over_what_is_free_computes_what_a_whole_one_does(gpt_oss: Path, weights: Any) -> None:
+    options: Any = {"weights": weights, "precision": "fp32", "device": "cpu"}
+    ids = torch.arange(60).unsqueeze(0)
+    spread = load_base(gpt_oss, max_memory={"cpu": 2**30}, **options)
+    assert torch.equal(spread(ids).logits, load_base(gpt_oss, **options)(ids).logits)
+
+
+def test_weights_that_fit_nowhere_are_refused_with_what_is_free(gpt_oss: Path) -> None:
+    with pytest.raises(NotEnoughMemory, match=r"weights of \S+ GB do not fit.*cpu: 0.0001 GB"):
+        load_base(gpt_oss, weights="bf16", precision="bf16", device="cpu", max_memory={"cpu": 100_000})
+
+
+def test_layers_take_135_gib_of_a_gpu_or_what_is_free_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gradelora.train.setup import room_for_layers
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda gpu: ((150, 40)[gpu] << 30, 150 << 30))
+    room = room_for_layers()
+    assert (room[0], room[1]) == (135 << 30, 38 << 30)
+    assert 0 < room["cpu"] <= 50 << 30
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.0.mlp.experts.down_proj_blocks"])
+def test_a_tensor_of_another_shape_is_an_error_that_names_it(gpt_oss: Path, tmp_path: Path, name: str) -> None:
+    folder = Path(shutil.copytree(gpt_oss, tmp_path / "reshaped"))
+    file = folder / json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"][name]
+    tensors = load_file(file)
+    save_file(tensors | {name: tensors[name][:1].clone()}, file, metadata={"format": "pt"})
+    with pytest.raises(KeyMismatch, match=rf"{name} has shape \(1,.*needs"):
+        load_base(folder, weights="packed", precision="bf16", device="cpu")
 
 
 EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")

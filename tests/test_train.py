@@ -15,13 +15,12 @@ from gradelora.train import VERSION, seals, train
 from gradelora.train.budget import PACE, Pace
 from gradelora.train.job import Job
 from gradelora.train.ledger import Ledger
-from tests.killing import VICTIMS, kill_chains
+from tests.killing import VICTIMS, faults, kill_chains
 from tests.tiny_data import snapshot_of
 from tests.tiny_models import save_llama
 from tests.training import (
     CONFIG,
     RUNTIME,
-    SAVED_EVERY,
     STEPS,
     changed,
     curves,
@@ -36,7 +35,7 @@ pytestmark = pytest.mark.slow
 
 
 # What cannot change a result: here it does not.
-REPORTING = Runtime(threads=1, report_to=("tensorboard",), budget_hours=1000, evaluate_rows=1)
+REPORTING = Runtime(threads=1, report_to=("tensorboard",), budget_hours=1000, evaluate_rows=1, seal_minutes=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -87,22 +86,13 @@ def test_the_same_run_gives_the_same_bytes_and_leaves_nothing_in_the_temporary_f
     assert not list(temporary.iterdir())
 
 
-def test_packed_and_bf16_weights_train_the_same_adapter_on_two_ranks(
-    undisturbed: Adapter, snapshot: ModelSnapshot, data: EncodedDataset, tmp_path: Path
-) -> None:
-    other = train(changed(weights="bf16"), snapshot, data, out=tmp_path, runtime=RUNTIME)
-    assert history(other) == history(undisturbed)
-    assert other.digest == undisturbed.digest
-
-
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_adapter(
     undisturbed: Adapter, snapshot: ModelSnapshot, data: EncodedDataset, tmp_path: Path
 ) -> None:
     """`python -m bench.kill_training --moments 20` does more of it."""
-    (chain,) = kill_chains(snapshot, data, tmp_path, moments=4, a_chain=4, seed=1)
+    (chain,) = kill_chains(snapshot, data, tmp_path, configs=(CONFIG,), moments=4, a_chain=4, seed=1)
     assert {moment.victim for moment in chain.moments} == set(VICTIMS)
-    assert all(moment.resumed in (None, moment.sealed + 1) for moment in chain.moments), chain.moments
-    assert all(moment.lost <= SAVED_EVERY for moment in chain.moments if moment.damage == "none"), chain.moments
+    assert set(faults(chain.moments)) <= {"no kill left a checkpoint half written"}
     assert chain.adapter.digest == undisturbed.digest
 
 
@@ -159,64 +149,25 @@ def test_a_run_that_its_budget_stops_is_sealed_there_and_goes_on_to_the_same_ada
     assert len(list(Ledger(tmp_path).folder.glob("*.json"))) == 2
 
 
-def test_sigterm_to_the_stage_leaves_no_process(snapshot: ModelSnapshot, data: EncodedDataset, tmp_path: Path) -> None:
-    reached = when(
-        lambda: any(line["step"] >= 4 for line in progress(tmp_path)),
-        lambda: os.kill(os.getpid(), signal.SIGTERM),
-    )
-    with pytest.raises(SystemExit):
-        train(CONFIG, snapshot, data, out=tmp_path, runtime=RUNTIME)
+def test_sigterm_before_the_first_checkpoint_is_due_leaves_no_process_and_a_sealed_one_to_go_on_from(
+    undisturbed: Adapter, snapshot: ModelSnapshot, data: EncodedDataset, tmp_path: Path
+) -> None:
+    at_the_end = changed(save_every=1.0)
+    reached = when(lambda: bool(progress(tmp_path)), lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as left:
+        train(at_the_end, snapshot, data, out=tmp_path, runtime=RUNTIME)
     reached.join()
+    assert left.value.code == 128 + signal.SIGTERM
     assert wait_for(lambda: not ranks_of(tmp_path), 5)
-    assert seals.newest(tmp_path / "checkpoints", world_size=2, identity=identity_of(tmp_path)) is not None
+    sealed = seals.newest(tmp_path / "checkpoints", world_size=2, identity=identity_of(tmp_path))
+    assert sealed is not None
+    before = len(progress(tmp_path))
+    assert train(at_the_end, snapshot, data, out=tmp_path, runtime=RUNTIME).digest == undisturbed.digest
+    assert sealed.name == f"step-{progress(tmp_path)[before]['step'] - 1}"
 
 
 def identity_of(out: Path) -> str:
     return Job.model_validate_json((out / "aside" / "job.json").read_text()).identity
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"parallel": "zero3", "weights": "bf16"},
-        {"parallel": "zero3", "weights": "bf16", "precision": "bf16"},
-        {"precision": "bf16"},
-        {"parallel": "layers", "processes": 1, "accumulation": 4},
-        {"gradient_checkpointing": True, "expert_chunk": 2, "launcher": "deepspeed"},
-        {"sharing": "off", "answers_per_row": 1, "micro_batch_rows": 4, "epochs": 6, "max_steps": 12},
-    ],
-    ids=["zero3", "zero3-bf16", "zero2-bf16", "layers", "checkpointing-deepspeed", "separate"],
-)
-def test_every_mode_learns_the_same(
-    undisturbed: Adapter, snapshot: ModelSnapshot, data: EncodedDataset, tmp_path: Path, values: dict[str, Any]
-) -> None:
-    adapter = train(changed(**values), snapshot, data, out=tmp_path, runtime=RUNTIME)
-    entries, wanted = history(adapter), history(undisturbed)
-    assert adapter.steps == STEPS
-    assert adapter.total_parameters == undisturbed.total_parameters
-    if "sharing" not in values:
-        # The same rows in the same steps: only dropout and rounding differ.
-        assert entries[0]["loss"] == pytest.approx(wanted[0]["loss"], rel=0.01)
-    assert entries[-1]["loss"] < 0.8 * entries[0]["loss"]
-
-
-def test_loss_and_gradient_do_not_depend_on_how_rows_are_spread(
-    snapshot: ModelSnapshot, data: EncodedDataset, tmp_path: Path
-) -> None:
-    """Rows of unequal size over ranks and micro-steps: the mean is over the tokens of the whole step."""
-    still = {"lora": {"dropout": 0.0}, "answers_per_row": 6, "max_steps": 2}
-    spread = train(changed(**still), snapshot, data, out=tmp_path / "two", runtime=RUNTIME)
-    whole = train(
-        changed(**still, processes=1, accumulation=1, micro_batch_rows=4),
-        snapshot,
-        data,
-        out=tmp_path / "one",
-        runtime=RUNTIME,
-    )
-    for one, other in zip(history(spread), history(whole), strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
-        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
-        assert one.get("validation_loss") == pytest.approx(other.get("validation_loss"), rel=1e-4)
 
 
 def test_an_error_of_a_rank_keeps_its_name(data: EncodedDataset, tmp_path: Path) -> None:
@@ -225,9 +176,3 @@ def test_an_error_of_a_rank_keeps_its_name(data: EncodedDataset, tmp_path: Path)
         train(CONFIG, dense, data, out=tmp_path / "out", runtime=RUNTIME)
     assert isinstance(caught.value, GradeloraError)
     assert caught.value.exit_code == 2
-
-
-def test_a_dense_model_trains_on_two_ranks(data: EncodedDataset, tmp_path: Path) -> None:
-    dense = snapshot_of(save_llama(tmp_path / "llama"))
-    entries = history(train(changed(weights="bf16"), dense, data, out=tmp_path / "out", runtime=RUNTIME))
-    assert entries[-1]["loss"] < 0.9 * entries[0]["loss"]

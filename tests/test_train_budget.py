@@ -74,6 +74,42 @@ def test_training_stops_at_the_last_step_that_fits_with_its_seal_and_its_evaluat
     assert after_a_step(budget, 12) == (False, False)
 
 
+def asked_of(callback: Any, step: int) -> tuple[bool, bool]:
+    """Whether it asks to stop, and to save."""
+    control = SimpleNamespace(should_save=False, should_training_stop=False)
+    callback.on_step_end(None, SimpleNamespace(global_step=step, max_steps=12), control)
+    return control.should_training_stop, control.should_save
+
+
+def test_a_training_that_went_on_for_long_without_a_seal_gets_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gradelora.train.stop import Stop
+
+    now = [1000.0]
+    monkeypatch.setattr("gradelora.train.stop.time.monotonic", lambda: now[0])
+    callback = Stop(tmp_path / "stop", seal_every_s=900)
+    callback.on_train_begin()
+    now[0] += 899
+    assert asked_of(callback, 1) == (False, False)
+    now[0] += 2
+    assert asked_of(callback, 2) == (False, True)
+    callback.on_save()
+    assert asked_of(callback, 3) == (False, False)
+
+
+def test_a_training_that_is_told_to_stop_does_so_sealed_unless_it_is_at_its_end(tmp_path: Path) -> None:
+    from gradelora.train.stop import Stop
+
+    callback = Stop(tmp_path / "stop", seal_every_s=900)
+    assert asked_of(callback, 1) == (False, False)
+    (tmp_path / "stop").touch()
+    assert asked_of(callback, 12) == (False, False)
+    assert callback.reached is None
+    assert asked_of(callback, 2) == (True, True)
+    assert "step 2 of 12 is sealed" in str(callback.reached)
+
+
 def test_the_evaluation_that_is_still_due_counts_before_another_step_begins(
     tmp_path: Path, data: EncodedDataset
 ) -> None:

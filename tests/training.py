@@ -68,14 +68,15 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def ranks_of(out: Path) -> list[int]:
-    """Pids of all living processes that carry this run's job file in their command line."""
+    """Pids of all living ranks of this run: what carries its job file and is no launcher."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             line = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
         except OSError:
             continue
-        if str(out / "aside" / "job.json") in line and "torch.distributed.run" not in line:
+        module = line[line.index("-m") + 1] if "-m" in line else ""
+        if module == "gradelora.train.rank" and str(out / "aside" / "job.json") in line:
             found.append(int(folder.name))
     return sorted(found)
 

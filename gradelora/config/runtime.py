@@ -52,6 +52,9 @@ class Runtime(Frozen):
         description="each with a copy of the model and its share of the answers; default: one a GPU, 1 on CPU",
     )
     train_deadline_s: float = Field(7 * 24 * 3600, gt=0)
+    seal_minutes: float = Field(
+        15, gt=0, description="a checkpoint at least so often, beside train.save_every: what a kill loses at most"
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads a process; default cores / processes")
     nodes: int = Field(1, ge=1, description="machines that train together, each running the same command")
     node_rank: int | None = Field(

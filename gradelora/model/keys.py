@@ -1,4 +1,6 @@
-"""Every load proves that no key was missing and none was left over."""
+"""Every load proves that no key was missing, none was left over, and each value has its parameter's shape."""
+
+from collections.abc import Sequence
 
 from gradelora.errors import KeyMismatch
 
@@ -14,3 +16,9 @@ def check_keys(where: str, *, missing: set[str], unexpected: set[str]) -> None:
     ]
     if faults:
         raise KeyMismatch(f"{where}: keys {' and '.join(faults)}; what is missing would be random weights")
+
+
+def check_shape(where: str, found: Sequence[int], wanted: Sequence[int]) -> None:
+    """Raise KeyMismatch where they differ; torch would stretch some values, and take others as they are."""
+    if tuple(found) != tuple(wanted):
+        raise KeyMismatch(f"{where} has shape {tuple(found)}, the model of config.json needs {tuple(wanted)}")

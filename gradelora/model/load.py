@@ -6,7 +6,7 @@ and holds the whole model in bf16 on the way.  Everything else goes through `fro
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +16,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from gradelora.errors import UnsupportedModel
+from gradelora.errors import NotEnoughMemory, UnsupportedModel
 from gradelora.model.heap import no_holes
-from gradelora.model.keys import check_keys
+from gradelora.model.keys import check_keys, check_shape
 from gradelora.model.mxfp4 import BLOCKS_SUFFIX, SCALES_SUFFIX, dequantize
 from gradelora.model.packed import pack_experts
 
@@ -27,6 +27,8 @@ Precision = Literal["bf16", "fp32"]
 Device = Literal["cpu", "cuda"]
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+# Most of the weights by GPU number or "cpu": bytes, or a size such as "135GiB".
+Room = Mapping[int | str, int | str]
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -79,7 +81,7 @@ def load_base(
     precision: Precision,
     device: Device,
     expert_chunk: int = 0,
-    max_memory: dict[int | str, str] | None = None,
+    max_memory: Room | None = None,
     config: Path | None = None,
 ) -> PreTrainedModel:
     """The base, every parameter frozen, eager attention, in eval mode.
@@ -88,7 +90,8 @@ def load_base(
     time (0: a whole layer).  bf16: everything dequantised; under ZeRO-3 each rank keeps its
     shard, one gathered tensor at a time.  `max_memory` spreads the layers over the GPUs (and
     the CPU).  `config`: config.json, where it does not lie beside the weights.  Raises
-    KeyMismatch, or UnsupportedModel where the files are not what `weights` needs.
+    KeyMismatch, NotEnoughMemory where `max_memory` is too little, or UnsupportedModel where the
+    files are not what `weights` needs.
     """
     with no_holes() if is_deepspeed_zero3_enabled() else contextlib.nullcontext():
         checkpoint = Checkpoint(snapshot)
@@ -111,7 +114,7 @@ def _load_mxfp4(
     dtype: torch.dtype,
     device: Device,
     expert_chunk: int,
-    max_memory: dict[int | str, str] | None,
+    max_memory: Room | None,
 ) -> PreTrainedModel:
     if config.model_type != "gpt_oss":
         raise UnsupportedModel(f"{checkpoint.where}: MXFP4 in a {config.model_type} model; only gpt_oss is known")
@@ -126,7 +129,7 @@ def _load_mxfp4(
 
 
 def _load_dense(
-    snapshot: Path, dtype: torch.dtype, device: Device, max_memory: dict[int | str, str] | None, config: Path | None
+    snapshot: Path, dtype: torch.dtype, device: Device, max_memory: Room | None, config: Path | None
 ) -> PreTrainedModel:
     placed: dict[str, Any] = {"device_map": "auto", "max_memory": max_memory} if max_memory else {}
     # Without the second it looks for config.json in the folder again.
@@ -178,7 +181,7 @@ def _fill(
     checkpoint: Checkpoint,
     dtype: torch.dtype,
     device: Device,
-    max_memory: dict[int | str, str] | None,
+    max_memory: Room | None,
 ) -> None:
     """Give every parameter its value, one tensor at a time, on the device where it belongs."""
     if is_deepspeed_zero3_enabled():
@@ -188,6 +191,7 @@ def _fill(
     for name in [n for n, _ in model.named_parameters()]:
         owner, _, leaf = name.rpartition(".")
         value = checkpoint.weight(name, dtype, _place_of(name, places))
+        check_shape(f"{checkpoint.where}: {name}", value.shape, model.get_parameter(name).shape)
         model.get_submodule(owner)._parameters[leaf] = nn.Parameter(value, requires_grad=False)
     model.tie_weights()
     if not max_memory:
@@ -198,15 +202,25 @@ def _fill(
     dispatch_model(model, device_map=places)
 
 
-def _places(model: PreTrainedModel, max_memory: dict[int | str, str]) -> dict[str, Any]:
+def _places(model: PreTrainedModel, max_memory: Room) -> dict[str, Any]:
     """Which module goes where: accelerate's plan, whole decoder layers together, GPUs filled evenly."""
     from accelerate import infer_auto_device_map
-    from accelerate.utils import get_balanced_memory
+    from accelerate.utils import convert_file_size_to_int, get_balanced_memory
 
     whole = list(model._no_split_modules)
     # Left to itself, accelerate fills the first GPU to its limit and leaves no room for activations.
-    balanced = get_balanced_memory(model, max_memory, no_split_module_classes=whole)
-    return dict(infer_auto_device_map(model, balanced, no_split_module_classes=whole))
+    balanced = get_balanced_memory(model, dict(max_memory), no_split_module_classes=whole)
+    places = dict(infer_auto_device_map(model, balanced, no_split_module_classes=whole))
+    if "disk" in places.values():
+        needed = sum(p.numel() * p.element_size() for p in model.parameters())
+        room = ", ".join(
+            f"{place}: {convert_file_size_to_int(size) / 1e9:.3g} GB" for place, size in max_memory.items()
+        )
+        raise NotEnoughMemory(
+            f"weights of {needed / 1e9:.3g} GB do not fit, whole layers together, into what is free ({room}); "
+            "set weights=packed, free memory, or take more GPUs"
+        )
+    return places
 
 
 def _place_of(name: str, places: dict[str, Any]) -> Any:
@@ -222,4 +236,6 @@ def _fill_shards(model: PreTrainedModel, checkpoint: Checkpoint, dtype: torch.dt
     for name, parameter in model.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
             if torch.distributed.get_rank() == 0:
-                parameter.data.copy_(checkpoint.weight(name, dtype, parameter.device))
+                value = checkpoint.weight(name, dtype, parameter.device)
+                check_shape(f"{checkpoint.where}: {name}", value.shape, parameter.shape)
+                parameter.data.copy_(value)

@@ -7,13 +7,9 @@ heavy.  A run cut off goes on from its newest sealed checkpoint.
 import contextlib
 import os
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 from gradelora import launch
 from gradelora.artifacts import ASIDE, Adapter, EncodedDataset, ModelSnapshot
@@ -34,6 +30,7 @@ from gradelora.hardware import gpu_bytes, missing_tools
 from gradelora.nodes import Place
 from gradelora.trackers import check_trackers
 from gradelora.train import conversion
+from gradelora.train.cancel import STOP, cancellable
 from gradelora.train.job import FAILURE, RESULT, Job, Result
 from gradelora.train.launching import command, environment
 from gradelora.train.ledger import Ledger
@@ -50,8 +47,8 @@ def train(
     """Train on the train split; validation loss is recorded where there is a validation split.
 
     Raises BadConfig, BadData, MissingTool or NotEnoughGpus before any work, RankLost where a process died,
-    BudgetReached sealed where runtime.budget_hours or budget_cost ends, ChildFailed at the deadline, and
-    by its name whatever a rank raised.
+    BudgetReached sealed where runtime.budget_hours or budget_cost ends, ChildFailed at the deadline, SystemExit at
+    SIGTERM, and by its name whatever a rank raised.
     """
     place = Place.of(runtime)
     if place.rank:
@@ -119,11 +116,15 @@ def _run_ranks(
         launcher_pid=os.getpid(),
         nodes=place.nodes,
         collective_timeout_s=runtime.collective_timeout_s,
+        seal_every_s=60 * runtime.seal_minutes,
     )
     request = aside / f"job{_suffix(place)}.json"
     request.write_text(job.model_dump_json())
     env = environment(config, runtime, place)
-    with _cancellable(), contextlib.nullcontext() if place.rank else ledger.running():
+    stop = aside / STOP
+    if not place.rank:
+        stop.unlink(missing_ok=True)
+    with cancellable(stop), contextlib.nullcontext() if place.rank else ledger.running():
         if not place.rank:
             conversion.start(job, runtime.start_checkpoint, env)
         _launch(config, runtime, request, aside, place, env, on_line)
@@ -202,20 +203,3 @@ def _written(path: Path) -> int | None:
     with contextlib.suppress(FileNotFoundError):
         return path.stat().st_mtime_ns
     return None
-
-
-@contextmanager
-def _cancellable() -> Iterator[None]:
-    """SIGTERM becomes an exception, so that the launcher can end the ranks before this process ends."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

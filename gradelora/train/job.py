@@ -11,6 +11,12 @@ PROGRESS = "progress.jsonl"
 HISTORY = "history.json"
 
 
+# A network file system may show another machine's new file late.
+PATIENCE_S = 30.0
+# Of the time that the others, who see it at once, wait for this process.
+PATIENCE_SHARE = 0.3
+
+
 class Origin(Frozen):
     """What a training is, whoever carries it out."""
 
@@ -50,6 +56,7 @@ class Job(Frozen):
     launcher_pid: int
     nodes: int = 1
     collective_timeout_s: float = 600
+    seal_every_s: float = 900
 
     @property
     def origin(self) -> Origin:
@@ -60,6 +67,11 @@ class Job(Frozen):
     def identity(self) -> str:
         """What a checkpoint must agree on to be resumed from."""
         return self.origin.identity
+
+    @property
+    def patience_s(self) -> float:
+        """How long a rank waits for another machine's file."""
+        return min(PATIENCE_S, PATIENCE_SHARE * self.collective_timeout_s)
 
 
 class Result(Frozen):

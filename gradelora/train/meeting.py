@@ -11,11 +11,6 @@ from gradelora.artifacts import ASIDE
 from gradelora.errors import BadConfig
 from gradelora.train.job import Job
 
-# A network file system may show another machine's new file late.
-PATIENCE_S = 10.0
-# Of the time that the others, who see it at once, wait for this answer.
-PATIENCE_SHARE = 0.3
-
 
 def meet(job: Job) -> None:
     """Raise BadConfig on every rank unless all have this job and see a file that rank 0 just wrote.
@@ -32,8 +27,7 @@ def meet(job: Job) -> None:
     dist.broadcast_object_list(told, src=0)
     assert told[0] is not None
     name, identity = told[0]
-    patience_s = min(PATIENCE_S, PATIENCE_SHARE * job.collective_timeout_s)
-    mine = (socket.gethostname(), job.identity == identity, _appears(job.out / ASIDE / name, patience_s))
+    mine = (socket.gethostname(), job.identity == identity, _appears(job.out / ASIDE / name, job.patience_s))
     found: list[tuple[str, bool, bool]] = [mine] * dist.get_world_size()
     dist.all_gather_object(found, mine)
     if rank == 0:

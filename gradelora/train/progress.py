@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerState
 
+from gradelora.child import peak_gpu_bytes
 from gradelora.train.tracking import Trackers
 
 EVALUATED = ("eval_loss", "eval_qwk")
@@ -68,7 +68,7 @@ class Progress(TrainerCallback):
 
 
 def _peak_bytes(args: TrainingArguments) -> int:
-    """Most memory ever held: of the GPU where there is one, else of this process."""
+    """Most memory ever held: of a GPU where there is one, else of this process."""
     if args.device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated())
+        return peak_gpu_bytes()
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

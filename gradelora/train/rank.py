@@ -17,8 +17,9 @@ from typing import Any
 
 from gradelora.artifacts import ASIDE
 from gradelora.child import Failure
-from gradelora.errors import BudgetReached, GradeloraError, NotEnoughMemory
+from gradelora.errors import BudgetReached, Cancelled, GradeloraError, NotEnoughMemory
 from gradelora.train import seals
+from gradelora.train.cancel import STOP
 from gradelora.train.job import FAILURE, PROGRESS, RESULT, Job, Result
 from gradelora.train.memory import out_of_memory
 
@@ -103,6 +104,8 @@ def run(job: Job) -> None:
     over = trainer.choice.exhausted(trainer.state.log_history)
     if trainer.budget and trainer.budget.reached and not over:
         raise BudgetReached(trainer.budget.reached)
+    if trainer.stop.reached and not over:
+        raise Cancelled(trainer.stop.reached)
     finish(job, trainer, counts)
     if distributed:
         torch.distributed.barrier()
@@ -154,6 +157,7 @@ def build_trainer(job: Job, model: Any, arguments: Any, plan: Any, judge: Any, t
     from gradelora.train.divergence import Divergence
     from gradelora.train.progress import Progress
     from gradelora.train.setup import fit_buckets, prepare_checkpointing
+    from gradelora.train.stop import Stop
     from gradelora.train.tracking import Trackers
     from gradelora.train.trainer import RowTrainer
 
@@ -179,6 +183,8 @@ def build_trainer(job: Job, model: Any, arguments: Any, plan: Any, judge: Any, t
         origin=job.origin,
         choice=Choice(job.config.best, job.config.patience),
         judge=judge,
+        stop=Stop(job.out / ASIDE / STOP, job.seal_every_s),
+        patience_s=job.patience_s,
         budget=None if job.budget_s is None else Budget(job, job.budget_s),
     )
 

@@ -6,6 +6,7 @@ place.  Only a folder whose manifest holds is resumed from; a damaged one falls 
 
 import shutil
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 from gradelora.artifacts import FileEntry, Frozen, files_under
@@ -13,6 +14,7 @@ from gradelora.store import fsync
 from gradelora.train.job import Origin
 
 MANIFEST = "manifest.json"
+REJECTED = "manifest.rejected.json"
 FOLDER = "checkpoints"
 TRAINER_STATE = "trainer_state.json"
 
@@ -48,9 +50,16 @@ def seal(
     identity: str,
     origin: Origin | None = None,
     universal: bool = False,
+    parts: Iterable[str] = (),
 ) -> None:
-    """Flush every file, then write the manifest.  Call on rank 0 when all ranks have written."""
-    entries = tuple(entry for entry in files_under(folder) if entry.name != MANIFEST)
+    """Flush every file, then write the manifest.  Call on rank 0 when all ranks have written.
+
+    `parts` are names that must be in it: a network file system may open a file that it does not list yet.
+    """
+    (folder / REJECTED).unlink(missing_ok=True)
+    listed = {entry.name: entry for entry in files_under(folder) if entry.name != MANIFEST}
+    listed |= {name: FileEntry.of(folder / name, name) for name in parts if name not in listed}
+    entries = tuple(listed[name] for name in sorted(listed))
     for entry in entries:
         fsync(folder / entry.name)
     manifest = Manifest(
@@ -93,12 +102,15 @@ def fault(folder: Path, *, world_size: int, identity: str) -> str | None:
 
 
 def newest(root: Path, *, world_size: int, identity: str) -> Path | None:
-    """The newest checkpoint that is whole; each newer one that is not is warned of (DamagedCheckpoint)."""
+    """The newest checkpoint that is whole; each newer one that is not is warned of (DamagedCheckpoint) and unsealed."""
     for folder in _by_step(root):
         why = fault(folder, world_size=world_size, identity=identity)
         if why is None:
             return folder
         warnings.warn(f"{why}: falling back to the checkpoint before {folder.name}", DamagedCheckpoint, stacklevel=2)
+        # Else it would count among those that `prune` keeps, in place of one that is whole.
+        if (folder / MANIFEST).is_file():
+            (folder / MANIFEST).replace(folder / REJECTED)
     return None
 
 

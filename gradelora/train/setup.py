@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from gradelora.config import TrainConfig
+from gradelora.hardware import available_host_bytes
 from gradelora.model.load import load_base
 from gradelora.rows import Items, Schedule, limits, rows_of, schedule, schedule_of
 from gradelora.train import seals
 from gradelora.train.job import Job
 from gradelora.train.zero import deepspeed_json
 
-GPU_MEMORY = "135GiB"
-CPU_MEMORY = "50GiB"
+# The most that parallel=layers takes of a GPU and of the host for weights, and of what is free there.
+GPU_BYTES = 135 << 30
+CPU_BYTES = 50 << 30
+WEIGHTS_SHARE = 0.95
 
 
 @dataclass(frozen=True)
@@ -86,11 +89,7 @@ def training_arguments(job: Job, steps: int, resume: Path | None) -> Any:
 def load_model(job: Job) -> Any:
     """The frozen base as the job wants it; spread over all GPUs for parallel=layers."""
     config = job.config
-    max_memory: dict[int | str, str] | None = None
-    if config.parallel == "layers" and config.device == "cuda":
-        import torch
-
-        max_memory = {**dict.fromkeys(range(torch.cuda.device_count()), GPU_MEMORY), "cpu": CPU_MEMORY}
+    max_memory = room_for_layers() if config.parallel == "layers" and config.device == "cuda" else None
     return load_base(
         job.snapshot,
         weights=config.weights,
@@ -99,6 +98,15 @@ def load_model(job: Job) -> Any:
         expert_chunk=config.expert_chunk,
         max_memory=max_memory,
     )
+
+
+def room_for_layers() -> dict[int | str, int]:
+    """Bytes for weights on each GPU, by its number, and on the host: the rest is for activations."""
+    import torch
+
+    free = [torch.cuda.mem_get_info(gpu)[0] for gpu in range(torch.cuda.device_count())]
+    room: dict[int | str, int] = {gpu: min(GPU_BYTES, int(WEIGHTS_SHARE * there)) for gpu, there in enumerate(free)}
+    return room | {"cpu": min(CPU_BYTES, int(WEIGHTS_SHARE * available_host_bytes()))}
 
 
 def fit_buckets(arguments: Any, config: TrainConfig, trainable: int) -> None:

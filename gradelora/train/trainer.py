@@ -17,9 +17,12 @@ from gradelora.train import seals
 from gradelora.train.budget import Budget
 from gradelora.train.choice import Choice
 from gradelora.train.collate import IGNORED, RowCollator
+from gradelora.train.generators import restore_generators, save_generators
 from gradelora.train.job import Origin
 from gradelora.train.judge import Judge
+from gradelora.train.parts import await_all, gathered
 from gradelora.train.result import adapter_weights
+from gradelora.train.stop import Stop
 
 BEST = "best_adapter.safetensors"
 
@@ -50,6 +53,8 @@ class RowTrainer(Trainer):
         origin: Origin,
         choice: Choice,
         judge: Judge | None,
+        stop: Stop,
+        patience_s: float,
         budget: Budget | None,
         **kwargs: Any,
     ) -> None:
@@ -57,7 +62,9 @@ class RowTrainer(Trainer):
         self.collator, self.validation = collator, validation
         self.checkpoints, self.keep, self.origin = checkpoints, keep, origin
         self.choice, self.judge, self.budget = choice, judge, budget
+        self.stop, self.patience_s = stop, patience_s
         self.best: dict[str, torch.Tensor] | None = None
+        self.add_callback(stop)
         if budget is not None:
             self.add_callback(budget)
         self.model_accepts_loss_kwargs = True
@@ -72,6 +79,7 @@ class RowTrainer(Trainer):
             shuffle=False,
             collate_fn=lambda micro: self.collator(micro[0]),
             num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
         )
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -122,6 +130,21 @@ class RowTrainer(Trainer):
         if self.args.should_save and (checkpoint / BEST).exists():
             self.best = load_file(checkpoint / BEST)
 
+    @property
+    def spread_over_gpus(self) -> bool:
+        """Whether this one process computes on several GPUs."""
+        return self.args.device.type == "cuda" and not self.is_deepspeed_enabled
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if self.spread_over_gpus:
+            save_generators(Path(output_dir))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None and self.spread_over_gpus:
+            restore_generators(Path(checkpoint))
+
     def _validation_loss(self, model: Any) -> float:
         """Mean loss over all targets."""
         total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
@@ -137,7 +160,7 @@ class RowTrainer(Trainer):
         return (total[0] / total[1]).item()
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ARG002
-        """All ranks write, rank 0 seals, older ones go only then."""
+        """All ranks write, rank 0 seals what it sees of all of them, older ones go only then."""
         began = time.monotonic()
         folder = seals.folder_of(self.checkpoints, self.state.global_step)
         folder.mkdir(parents=True, exist_ok=True)
@@ -150,14 +173,16 @@ class RowTrainer(Trainer):
             self.state.save_to_json(str(folder / seals.TRAINER_STATE))
             if self.best is not None:
                 save_file(self.best, folder / BEST)
-        barrier()
+        parts = gathered(folder)
         if self.args.should_save:
+            await_all(folder, parts, self.patience_s)
             seals.seal(
                 folder,
                 step=self.state.global_step,
                 world_size=self.args.world_size,
                 identity=self.origin.identity,
                 origin=self.origin,
+                parts=parts,
             )
             seals.prune(self.checkpoints, self.keep)
         barrier()
