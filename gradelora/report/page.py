@@ -5,7 +5,7 @@ from typing import Any
 import jinja2
 
 from gradelora.evaluate.metrics import Metrics, Section, read_metrics
-from gradelora.report import agreement, figures, foretold, plots, run, sources
+from gradelora.report import agreement, figures, foretold, pace, plots, run, sources
 from gradelora.report.given import ReportInput
 from gradelora.report.use import commands
 from gradelora.report.verdict import checks
@@ -50,6 +50,7 @@ def _context(given: ReportInput) -> dict[str, Any]:
         "findings": run.findings_of(found),
         "files": found["sources"],
         "loss": plots.loss_plot(train, validation) if train or validation else None,
+        "pace": pace.curves(given.adapter.path),
         "sections": [_section(s, questions) for s in _ordered(metrics, headline)],
         "worst": _worst(given, questions),
         "with_text": given.run.report.show_student_text,
