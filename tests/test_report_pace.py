@@ -31,7 +31,7 @@ def test_each_figure_of_a_step_has_a_curve_and_a_step_trained_twice_counts_once(
 
 
 def test_the_page_shows_them_where_training_left_its_progress(tmp_path: Path) -> None:
-    run = given(tmp_path / "run")
+    run = given(tmp_path)
     title = "Tokens a second by optimizer step"
     assert title not in write_report(run, tmp_path).read_text(encoding="utf-8")
     (run.adapter.path / "aside").mkdir()
