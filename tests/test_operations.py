@@ -225,7 +225,7 @@ def test_two_runs_of_one_configuration_at_once_train_once(running: Deployed, lan
         subprocess.Popen(command, env=bench.server.env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         for _ in range(2)
     ]
-    outcomes = [json.loads(process.communicate(timeout=400)[0].splitlines()[-1]) for process in both]
+    outcomes = [json.loads(process.communicate(timeout=800)[0].splitlines()[-1]) for process in both]
     trained = [s["cached"] for outcome in outcomes for s in outcome["stages"] if s["stage"] == "train"]
     assert sorted(trained) == [False, True]
     # Four steps gain nothing over the champion.
