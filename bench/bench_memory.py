@@ -10,6 +10,7 @@ Then two ranks only load: the fuller one's memory beyond imports and mapped file
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def show_loading(model: Path, log: Path) -> None:
     Console(width=120).print(table)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measured", type=Path, help="keep measurements here, and measure only what is missing")
     options = parser.parse_args()
@@ -100,7 +101,8 @@ def main() -> None:
     worst = max(map(abs, errors))
     told = "held" if worst <= LIMIT else "missed"
     print(f"aim: the plan within {LIMIT:.0%} of the peak in every mode: {told}, {worst:.1%}")
+    return 0 if worst <= LIMIT else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -13,7 +13,8 @@ from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from gradelora.artifacts import BaseModel, EncodedDataset, RemoteFile, SplitCounts, TensorInfo
-from gradelora.config import LoraSettings, TrainConfig
+from gradelora.config import LoraSettings, RunConfig, TrainConfig
+from gradelora.config_file import build_config
 from tests.tiny_data import END, FEATURES
 from tests.tiny_models import save_gpt_oss
 
@@ -42,6 +43,8 @@ class Case:
     prefix: int = 100
     answer: int = 40
     settings: dict[str, Any] = field(default_factory=dict)
+    # What is measured besides the training: its evaluation, and the merge of its adapter.
+    later: tuple[str, ...] = ()
 
     @property
     def config(self) -> TrainConfig:
@@ -60,31 +63,51 @@ class Case:
         }
         return TrainConfig.model_validate(values | self.settings)
 
+    @property
+    def run(self) -> RunConfig:
+        """The whole run's configuration, as `gradelora plan` would read it."""
+        train = self.config
+        same = {"device": "cpu", "precision": train.precision, "weights": train.weights}
+        return build_config(
+            {
+                "name": "bench",
+                "base": {"repo_id": "bench/model"},
+                "data": {"files": ["none"]},
+                "encode": {"layout": "harmony"},
+                "train": train.model_dump(mode="json"),
+                "evaluate": same | {"splits": ["unseen_answers"], "resamples": 200},
+                "merge": {"enabled": True, "dtype": "bf16", "verify_items": 0},
+                "store": {"root": "store"},
+            }
+        )
+
 
 BF16 = {"weights": "bf16"}
 ONE_PROCESS = {"parallel": "layers", "processes": 1}
 CHECKPOINTED = {"gradient_checkpointing": True}
+SCORED, MERGED = ("evaluate",), ("evaluate", "merge")
 CASES = (
     Case("tiny, packed", "tiny"),
     Case("tiny, packed, one process", "tiny", settings=ONE_PROCESS),
-    Case("packed", "middle"),
-    Case("packed, 5x the tokens", "middle", 400, 100),
+    Case("packed", "middle", later=MERGED),
+    Case("packed, 5x the tokens", "middle", 400, 100, later=SCORED),
     Case("packed, 5x the tokens, checkpointing", "middle", 400, 100, CHECKPOINTED),
     Case("packed, 4 rows", "middle", settings={"micro_batch_rows": 4}),
     Case("packed, r=256", "middle", settings={"lora": LoraSettings(r=256)}),
     Case("packed, one process", "middle", settings=ONE_PROCESS),
-    Case("packed, 100,000 words", "words"),
+    Case("packed, 100,000 words", "words", later=SCORED),
     Case("packed, 100,000 words, 16 answers", "words", settings={"answers_per_row": 16}),
     Case("bf16 + zero2", "middle", settings=BF16),
     Case("bf16 + zero3", "middle", settings=BF16 | {"parallel": "zero3"}),
     Case("bf16 + layers", "middle", settings=BF16 | ONE_PROCESS),
-    Case("dense + zero2", "dense", settings=BF16),
+    Case("dense + zero2", "dense", settings=BF16, later=MERGED),
     Case("dense + zero2, 5x the tokens", "dense", 400, 100, BF16),
     Case("dense + zero3, checkpointing", "dense", 400, 100, BF16 | CHECKPOINTED | {"parallel": "zero3"}),
 )
 # No constant of the plan was chosen with these in view.
 UNSEEN = (
-    Case("packed, activations in bf16", "middle", 200, 60, {"precision": "bf16"}),
+    Case("packed, activations in bf16", "middle", 200, 60, {"precision": "bf16"}, SCORED),
+    Case("train.best, every checkpoint with it", "tiny", settings={"best": "validation_loss"}),
     Case("packed, 12 answers, no dropout", "middle", 200, 60, {"answers_per_row": 12, "lora": LoraSettings(dropout=0)}),
     Case("packed, 8 experts at a time, r=64", "middle", 50, 30, {"expert_chunk": 8, "lora": LoraSettings(r=64)}),
     Case("dense + layers, 2 rows", "dense", 200, 60, BF16 | ONE_PROCESS | {"micro_batch_rows": 2}),
@@ -117,39 +140,47 @@ def _save_dense(folder: Path) -> Path:
 
 
 def save_answers(folder: Path, case: Case, vocabulary: int) -> EncodedDataset:
-    """4 questions x 16 answers, all of `prefix` + `answer` tokens, the last 4 of them the target."""
+    """4 questions x 16 answers, all of `prefix` + `answer` tokens, the last 4 the target; some more where asked for."""
     choose = random.Random(0)
 
     def words(count: int) -> list[int]:
         return [choose.randrange(10, vocabulary) for _ in range(count)]
 
-    rows: list[dict[str, Any]] = []
+    rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SplitCounts.model_fields}
+    candidates = {}
     for question in range(4):
-        prefix = words(case.prefix)
-        for answer in range(16):
-            rows.append(
-                {
-                    "item_id": f"f:{question}:{answer}",
-                    "record_id": f"f:{question}",
-                    "question_key": f"{question:016x}",
-                    "input_ids": [*prefix, *words(case.answer - 1), END],
-                    "prefix_length": case.prefix,
-                    "prompt_length": case.prefix + case.answer - 4,
-                    "score": 1.0,
-                    "max_score": 3.0,
-                    "rater2_score": None,
-                    "student_id": None,
-                    "group": None,
-                }
-            )
-    for split in SplitCounts.model_fields:
-        columns = {name: [row[name] for row in rows if split == "train"] for name in FEATURES}
+        prefix, key = words(case.prefix), f"{question:016x}"
+        targets = [[*words(2), 4 + score, END] for score in range(4)]
+        candidates[key] = {"max_score": 3.0, "step": 1.0, "scores": [0.0, 1.0, 2.0, 3.0], "targets": targets}
+        splits = ["train"] * 16 + ["validation"] * 4 * (case.config.best != "last")
+        for answer, split in enumerate(splits + ["unseen_answers"] * 4 * bool(case.later)):
+            ids = [*prefix, *words(case.answer - 4), *targets[answer % 4]]
+            rows[split].append(_item(f"f:{question}:{answer}", key, ids, case.prefix, float(answer % 4)))
+    for split, items in rows.items():
+        columns = {name: [item[name] for item in items] for name in FEATURES}
         Dataset.from_dict(columns, features=FEATURES).save_to_disk(folder / split, num_shards=1)
+    (folder / "candidates.json").write_text(json.dumps(candidates))
     length = case.prefix + case.answer
-    counts = SplitCounts(train=len(rows), validation=0, unseen_answers=0, unseen_questions=0)
+    counts = SplitCounts(**{split: len(items) for split, items in rows.items()})
     return EncodedDataset.collect(
-        folder, layout="bench", splits=counts, tokens=length * len(rows), longest=length, pad_token_id=0
+        folder, layout="bench", splits=counts, tokens=length * sum(c for _, c in counts), longest=length, pad_token_id=0
     )
+
+
+def _item(item_id: str, question: str, ids: list[int], prefix: int, score: float) -> dict[str, Any]:
+    return {
+        "item_id": item_id,
+        "record_id": item_id,
+        "question_key": question,
+        "input_ids": ids,
+        "prefix_length": prefix,
+        "prompt_length": len(ids) - 4,
+        "score": score,
+        "max_score": 3.0,
+        "rater2_score": None,
+        "student_id": None,
+        "group": None,
+    }
 
 
 @cache

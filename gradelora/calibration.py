@@ -21,7 +21,8 @@ class Calibration(Frozen):
 
     Rates of computing are those of one rank while all `ranks` work.  `step_operations_per_s` is what
     a training step reaches beyond its fixed part, which is `layer_s` a layer and micro-step and the
-    unpacking; `starting_s` is a training's way to its first step.
+    unpacking; `starting_s` is a training's way to its first step, `step_memory_ratio` its peak memory
+    as a multiple of what the plan had said.
     """
 
     machine: str
@@ -36,6 +37,7 @@ class Calibration(Frozen):
     step_operations_per_s: float | None = None
     layer_s: float | None = None
     starting_s: float | None = None
+    step_memory_ratio: float | None = None
     all_reduce_bytes_per_s: float | None = None
     store_written_per_s: float | None = None
     store_read_per_s: float | None = None

@@ -14,7 +14,10 @@ from gradelora.errors import BadConfig
 
 
 class Hardware(Frozen):
-    """One machine; `gpu_bytes` is the memory of each GPU, `gpu` its name as the driver tells it."""
+    """One machine; `gpu_bytes` is the memory of each GPU, `gpu` its name as the driver tells it.
+
+    Of this machine memory is what is free now: what other programs hold is no use to a run.
+    """
 
     name: str
     gpus: int
@@ -40,6 +43,8 @@ ROOFLINES = {
 }
 
 
+# nvidia-smi answers within a second or two, without its persistence daemon within ten.
+DRIVER_TIMEOUT_S = 30.0
 # Nominal memory as nvidia-smi reports it, less nothing: the plan has its own reserve.
 H200_BYTES, H100_BYTES, A100_BYTES = 150_754_820_096, 85_520_809_984, 85_899_345_920
 PRESETS = {
@@ -65,10 +70,24 @@ def known_roofline(gpu: str) -> Roofline | None:
 
 
 def gpu_bytes() -> list[int]:
-    """Memory of each GPU; one that CUDA_VISIBLE_DEVICES hides does not count."""
-    sizes = _gpu_bytes()
+    """Free memory of each GPU that CUDA_VISIBLE_DEVICES shows, in its order; none without a driver.
+
+    As CUDA reads it: numbers or beginnings of UUIDs, and what follows one that names no GPU is not seen.
+    """
+    sizes = [int(line) * 2**20 for line in _ask_driver("memory.free") if line.strip().isdigit()]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return sizes if visible is None else sizes[: len([v for v in visible.split(",") if v.strip()])]
+    if visible is None:
+        return sizes
+    names = [str(number) for number in range(len(sizes))]
+    uuids = [line.strip() for line in _ask_driver("uuid")] if "GPU-" in visible else []
+    shown = []
+    for entry in (part.strip() for part in visible.split(",")):
+        matching = [i for i, uuid in enumerate(uuids) if entry.startswith("GPU-") and uuid.startswith(entry)]
+        place = names.index(entry) if entry in names else (matching[0] if len(matching) == 1 else None)
+        if place is None or place >= len(sizes):
+            break
+        shown.append(sizes[place])
+    return shown
 
 
 def missing_tools() -> list[str]:
@@ -88,7 +107,7 @@ def this_machine() -> Hardware:
         name="this machine",
         gpus=len(sizes),
         gpu_bytes=min(sizes, default=0),
-        host_bytes=_host_bytes(),
+        host_bytes=available_host_bytes(),
         cores=len(os.sched_getaffinity(0)),
         gpu=_ask_driver("name")[0].strip() if sizes else "",
     )
@@ -111,18 +130,16 @@ def driver_version() -> str:
     return next((line.strip() for line in _ask_driver("driver_version") if line.strip()), "")
 
 
-def _gpu_bytes() -> list[int]:
-    """Total memory of each GPU as the driver's own tool tells it; none without a driver."""
-    return [int(line) * 2**20 for line in _ask_driver("memory.total") if line.strip().isdigit()]
-
-
 def _ask_driver(what: str) -> list[str]:
-    """One line a GPU; none where the tool is absent or fails."""
+    """One line a GPU; none where the tool is absent, fails or hangs, as it does beside a wedged driver."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
     query = [tool, f"--query-gpu={what}", "--format=csv,noheader,nounits"]
-    answer = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=DRIVER_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return []
     return answer.stdout.splitlines() if answer.returncode == 0 else []
 
 

@@ -21,7 +21,7 @@ def with_relief(error: NotEnoughMemory, run: RunConfig, plan: Plan) -> NotEnough
     fewer = tuple(m for m in plan.alternatives if m.fits and m.stages[0].needed_bytes < WORTH * planned)
     configured = f"{run.train.weights} + {run.train.parallel}"
     fewer = tuple(m for m in fewer if m.mode.partition(",")[0] == configured) or fewer
-    ways = ways_out(plan.model_copy(update={"alternatives": fewer}))
+    ways = ways_out(run, plan.model_copy(update={"alternatives": fewer}))
     last = f"; if none is enough, lower encode.max_length={run.encode.max_length}" if fewer else ""
     return NotEnoughMemory(
         f"{error}; the plan counted {planned / 1e9:.1f} of {plan.memory.available_bytes / 1e9:.1f} GB "

@@ -10,12 +10,12 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from gradelora.artifacts import Artifact, BaseModel, DataFiles, Frozen
-from gradelora.config import FetchConfig, MergeStageConfig, RunConfig
+from gradelora.config import FetchConfig, MergeStageConfig, RunConfig, StoreConfig
 from gradelora.encode import encode
-from gradelora.errors import Damaged
+from gradelora.errors import Damaged, MissingTool
 from gradelora.evaluate import evaluate
 from gradelora.fetch import fetch
 from gradelora.merge import identity_of, merge
@@ -23,6 +23,9 @@ from gradelora.merge.journal import held_bytes
 from gradelora.store import KEY_LENGTH, Receipt, Store, key_of, read_receipt
 from gradelora.train import train
 from gradelora.validate import validate
+
+if TYPE_CHECKING:
+    from gradelora.mirror import Mirror
 
 SHOWN = 12
 DATA = "data files"
@@ -72,7 +75,7 @@ class Foresight:
 
 def foresee(run: RunConfig, base: BaseModel, data: DataFiles | None) -> Foresight:
     """What `Pipeline(run)` and the flow will find.  Nothing is written."""
-    chain = _Chain(run.store.root)
+    chain = _Chain(run.store)
     described = Result("base model", base.digest, base)
     tokenizer = chain.stage(fetch, FetchConfig(part="tokenizer"), base=described)
     snapshot = chain.stage(fetch, FetchConfig(part="everything"), base=described)
@@ -92,9 +95,10 @@ def foresee(run: RunConfig, base: BaseModel, data: DataFiles | None) -> Foresigh
 class _Chain:
     """One walk along the stages."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, config: StoreConfig) -> None:
         # Store() would make the folder; a plan leaves no trace.
-        self.store = Store(root) if root.is_dir() else None
+        self.store = Store(config.root) if config.root.is_dir() else None
+        self.mirror = _mirror(config)
         self.foreseen: list[Foreseen] = []
         self.artifacts: dict[str, Artifact] = {}
 
@@ -142,6 +146,10 @@ class _Chain:
                 self.artifacts[label] = found
                 return Result(label, found.digest, found)
             causes = differences(stage, config, inputs, sealed)
+        brought = self._mirrored(stage, key_of(stage, config, given))
+        if brought is not None and self.mirror is not None:
+            self._say(label, "cached", (f"it is brought from {self.mirror.url}",))
+            return Result(label, brought)
         self._say(label, "run", causes + self._unfinished(stage, config, given))
         return Result(label, digest)
 
@@ -164,6 +172,14 @@ class _Chain:
         self._say(label, "follows", (f"runs unless {again}",), unless)
         return Result(label, None)
 
+    def _mirrored(self, stage: Callable[..., Any], key: str) -> str | None:
+        """The digest of an artifact that only the mirror holds."""
+        text = None if self.mirror is None else self.mirror.receipt(stage.__name__, key)
+        try:
+            return None if text is None else Receipt.model_validate_json(text).digest
+        except ValueError:
+            return None
+
     def _unfinished(self, stage: Callable[..., Any], config: Frozen, given: tuple[Artifact, ...]) -> tuple[str, ...]:
         if self.store is None or not getattr(sys.modules[stage.__module__], "RESUMES", False):
             return ()
@@ -180,6 +196,18 @@ class _Chain:
         if label == "merge" and state != "cached":
             causes = (*causes, "in the flow only if the gate promotes the adapter")
         self.foreseen.append(Foreseen(stage=label, state=state, causes=causes, unless=unless))
+
+
+def _mirror(config: StoreConfig) -> "Mirror | None":
+    """The mirror of a store; a plan does without one whose package is missing."""
+    if config.mirror is None:
+        return None
+    from gradelora.mirror import mirror_of
+
+    try:
+        return mirror_of(config)
+    except MissingTool:
+        return None
 
 
 def sorted_by_age(root: Path, stage: str, part: str = "") -> list[Sealed]:

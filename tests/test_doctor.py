@@ -1,5 +1,6 @@
 """`gradelora doctor`: a line a check, ok or the remedy, and never a secret."""
 
+import base64
 import http.server
 import importlib.metadata
 import json
@@ -8,11 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from gradelora import doctor
 from gradelora.cli import main
 from gradelora.config import Runtime, StoreConfig
+from gradelora.config_file import load_config
 from gradelora.doctor import Finding, examine
+from tests.conftest import ROOT
 
 SECRET = "hf_thisIsNobodysToken"
 
@@ -21,9 +25,13 @@ class Answers(http.server.BaseHTTPRequestHandler):
     """A Hub and a Prefect server in one: who the token belongs to, health, the GPU limit."""
 
     known: dict[str, tuple[int, object]]
+    password: str = ""
 
     def do_GET(self) -> None:
         status, body = self.known.get(self.path, (404, {"error": "not found"}))
+        asked = f"Basic {base64.b64encode(self.password.encode()).decode()}"
+        if self.password and self.path.startswith("/prefect") and self.headers.get("Authorization") != asked:
+            status, body = 401, {"error": "Unauthorized"}
         if self.path == "/api/whoami-v2" and self.headers.get("Authorization") != f"Bearer {SECRET}":
             status, body = 401, {"error": "Invalid credentials"}
         payload = json.dumps(body).encode()
@@ -39,6 +47,7 @@ class Answers(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[str]:
+    Answers.password = ""
     Answers.known = {
         "/api/whoami-v2": (200, {"type": "user", "name": "someone"}),
         "/prefect/health": (200, True),
@@ -152,3 +161,42 @@ def test_the_prefect_server_and_the_gpu_limit_are_asked(
 def test_a_stale_switch_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_ENABLE_HF_TRANSFER", "1")
     assert not found(tmp_path)["hf_transfer"].ok
+
+
+def test_the_servers_own_password_is_sent_and_its_refusal_is_told_as_one(
+    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "prefect"
+    home.mkdir()
+    profile = f'active = "here"\n[profiles.here]\nPREFECT_API_URL = "{server}/prefect"\n'
+    (home / "profiles.toml").write_text(profile)
+    monkeypatch.setenv("PREFECT_HOME", str(home))
+    for name in ("PREFECT_PROFILE", "PREFECT_PROFILES_PATH", "PREFECT_API_AUTH_STRING"):
+        monkeypatch.delenv(name, raising=False)
+    assert found(tmp_path)["prefect"].found == f"{server}/prefect"
+    Answers.password = "admin:secret"
+    refused = found(tmp_path)
+    assert refused["prefect"].found.endswith("answers 401")
+    assert "PREFECT_API_AUTH_STRING" in refused["prefect"].remedy
+    assert "gpu limit" not in refused
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "admin:secret")
+    assert found(tmp_path)["gpu limit"].ok
+    Answers.known["/prefect/v2/concurrency_limits/gpu"] = (500, {})
+    assert found(tmp_path)["gpu limit"].found == "not told: answers 500"
+
+
+def test_a_run_on_cpus_is_told_of_no_driver(tmp_path: Path) -> None:
+    run = load_config(ROOT / "deployments" / "demo.yaml", [f"store.root={tmp_path / 'store'}"])
+    checks = {f.check for f in examine(run.runtime, run.store, run)}
+    assert not {"driver", "gpus"} & checks
+    assert {"store", "hub cache"} <= checks
+
+
+def test_a_driver_too_old_for_torchs_cuda_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.torch_cuda() == (torch.version.cuda or "")
+    monkeypatch.setattr(doctor, "driver_version", lambda: "535.104.05")
+    monkeypatch.setattr(doctor, "torch_cuda", lambda: "13.0")
+    monkeypatch.setattr(doctor, "_version", lambda _: "2.13.0")
+    driver = found(tmp_path)["driver"]
+    assert not driver.ok
+    assert driver.remedy == "install driver 580 or newer"

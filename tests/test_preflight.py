@@ -9,7 +9,7 @@ from gradelora.artifacts import DataFiles, FileEntry
 from gradelora.config import LoraSettings, RunConfig
 from gradelora.config_file import load_config
 from gradelora.errors import BadConfig, MissingTool, NotEnoughDisk, NotEnoughGpus, NotEnoughMemory, UnsupportedModel
-from gradelora.hardware import Hardware, preset, this_machine
+from gradelora.hardware import Hardware, driver_version, gpu_bytes, preset, this_machine
 from gradelora.preflight import Plan, check, make_plan, preflight
 from gradelora.preflight import disk as disk_module
 from gradelora.preflight.kept import KeptPlan
@@ -64,7 +64,7 @@ def test_the_tutorials_own_configuration_is_refused_with_modes_that_fit(tmp_path
 
 def test_more_processes_than_gpus_are_refused(tmp_path: Path) -> None:
     run = config(tmp_path, "train.processes=4")
-    with pytest.raises(NotEnoughGpus, match=r"asks for 4 GPUs, 2x H200 SXM has 2; set train\.processes=2"):
+    with pytest.raises(NotEnoughGpus, match=r"asks for 4 GPUs, 2x H200 SXM has 2; add `--set train\.processes=2 "):
         check(run, planned(run))
     with pytest.raises(NotEnoughGpus, match=r"set train\.device=cpu"):
         check(run, planned(run, "cpu"))
@@ -130,6 +130,51 @@ def test_this_machine_is_measured_and_hidden_gpus_do_not_count(tmp_path: Path, m
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert this_machine().gpus == 1
     assert two.cores == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("visible", "free"),
+    [
+        ("-1", []),
+        ("", []),
+        ("1", [30]),
+        ("1,0", [30, 20]),
+        ("0,7,1", [20]),
+        ("GPU-bb", [30]),
+        ("GPU-", []),
+        ("GPU-bb,GPU-aa", [30, 20]),
+    ],
+)
+def test_the_gpus_that_cuda_shows_are_counted_with_what_is_free_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str, free: list[int]
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(
+        "#!/bin/sh\ncase $1 in *memory.free*) printf '20\\n30\\n';; *memory.total*) printf '99\\n99\\n';;"
+        " *uuid*) printf 'GPU-aaaa\\nGPU-bbbb\\n';; esac\n"
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [size // 2**20 for size in gpu_bytes()] == free
+
+
+def test_a_driver_that_hangs_is_no_gpu_and_no_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nexec sleep 60\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr("gradelora.hardware.DRIVER_TIMEOUT_S", 0.2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert (gpu_bytes(), driver_version()) == ([], "")
+
+
+def test_what_other_programs_hold_of_the_host_is_not_there_for_a_run() -> None:
+    import psutil
+
+    here = this_machine().host_bytes
+    assert here == pytest.approx(psutil.virtual_memory().available, rel=0.2)
+    assert here < psutil.virtual_memory().total
 
 
 def test_checkpointing_and_fewer_answers_need_less(tmp_path: Path) -> None:

@@ -18,12 +18,15 @@ from gradelora import child, encode, train
 from gradelora.artifacts import Adapter, Artifact, BaseModel, DataFiles, EvalReport, Frozen, Interval, MergedModel
 from gradelora.config import FetchConfig, RunConfig, Runtime
 from gradelora.config_file import load_config
+from gradelora.errors import NotEnoughDisk, NotEnoughMemory
 from gradelora.evaluate import evaluate
 from gradelora.fetch import fetch
 from gradelora.hardware import this_machine
 from gradelora.merge import identity_of, merge
 from gradelora.merge.journal import Entry, Journal
-from gradelora.preflight import make_plan
+from gradelora.mirror.remote import Remote
+from gradelora.mirror.sealed import push
+from gradelora.preflight import check, make_plan
 from gradelora.preflight.disk import merged_bytes
 from gradelora.preflight.size import size_of
 from gradelora.records import collect_data_files
@@ -279,6 +282,37 @@ def merge_stand_in(stage: Callable[..., Any], *given: Any, out: Path, runtime: R
     return MergedModel.collect(out, repo_id=REPO_ID, commit="c" * 40, merged_tensors=1)
 
 
+def test_a_sealed_run_needs_no_memory_and_no_disk_and_a_changed_one_does(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage("/")._replace(free=1_000_100_000)
+    monkeypatch.setattr("gradelora.preflight.disk.shutil.disk_usage", lambda _: usage)
+    small = this_machine().model_copy(update={"host_bytes": 1})
+
+    def checked(machine: Any) -> None:
+        run, base, data = world.inputs()
+        check(run, make_plan(run, base, data, world.folder / "cache", machine))
+
+    checked(small)
+    world.overrides = ["train.learning_rate=1e-4"]
+    with pytest.raises(NotEnoughMemory, match="training needs on host"):
+        checked(small)
+    with pytest.raises(NotEnoughDisk, match="adapter"):
+        checked(this_machine())
+
+
+def test_what_only_the_mirror_holds_is_foretold_as_brought_from_there(world: World, tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/mirror"
+    (sealed,) = [p for p in (world.folder / "store" / "train").iterdir() if not p.name.startswith(".")]
+    push(Remote(url), sealed)
+    shutil.rmtree(sealed)
+    assert states(world.foresee())["train"] == "run"
+    world.overrides = [f"store.mirror={url}"]
+    said = world.foresee()
+    assert states(said) == CACHED
+    assert causes(said, "train") == (f"it is brought from {url}",)
+
+
 def steps_of(tokens: int, seconds: float) -> Callable[..., Any]:
     """A stand-in for training that takes so long, and leaves the progress lines of four steps."""
 
@@ -314,7 +348,8 @@ def test_after_one_run_a_training_with_another_learning_rate_is_foretold_from_it
     twice, _ = planned("train.max_steps=300", "train.seed=1")
     assert twice.seconds == pytest.approx(receipt.seconds + 1.2, rel=0.2)
     # Neither another way of training nor another kind of machine tells anything.
-    assert planned("train.gradient_checkpointing=true")[0].source.startswith("estimated")
+    for way in ("train.gradient_checkpointing=true", "train.answers_per_row=2", "train.micro_batch_rows=1"):
+        assert planned(way)[0].source.startswith("estimated"), way
     for sealed in sorted_by_age(world.run.store.root, "train"):
         path = sealed.folder / "receipt.json"
         path.write_text(path.read_text().replace(receipt.machine, "8 x another GPU"))

@@ -1,16 +1,17 @@
 """What a user runs first: one line a check, ok or the remedy.  No torch, no Prefect needed."""
 
 import importlib.metadata
+import importlib.util
 import os
+import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
-
-from gradelora.artifacts import Frozen
-from gradelora.config import Runtime, StoreConfig
+from gradelora.config import RunConfig, Runtime, StoreConfig
+from gradelora.doctor.finding import Finding
+from gradelora.doctor.server import server_findings
 from gradelora.errors import GradeloraError
 from gradelora.hardware import driver_version, this_machine, tool_path
 from gradelora.hub import HubClient, RepoCache
@@ -18,27 +19,23 @@ from gradelora.preflight.disk import nearest_existing
 
 # Where a store lies that no configuration names.
 DEFAULT_STORE = Path(".gradelora/store")
-ROOMY_BYTES = 100 * 10**9
+ROOMY_BYTES, ROOMY_CPU_BYTES = 100 * 10**9, 5 * 10**9
+# NVIDIA's release notes: the first driver of each major version of CUDA.
+OLDEST_DRIVER = {"12": 525, "13": 580}
 TOOLS = {"ninja": "pip install ninja", "g++": "apt-get install g++"}
 
 
-class Finding(Frozen):
-    """One check: what was looked at, what was found, and the remedy where it is not ok."""
-
-    check: str
-    ok: bool
-    found: str
-    remedy: str = ""
-
-
-def examine(runtime: Runtime, store: StoreConfig) -> list[Finding]:
-    """All checks, in the order in which a run would meet them."""
+def examine(runtime: Runtime, store: StoreConfig, run: RunConfig | None = None) -> list[Finding]:
+    """All checks, in the order in which a run would meet them; of `run`, where one is given, only what it needs."""
+    gpus = run is None or "cuda" in (run.train.device, run.evaluate.device)
+    roomy = ROOMY_BYTES if gpus else ROOMY_CPU_BYTES
     client = HubClient(runtime)
     findings = [_python(), *_packages(), *(_tool(name, remedy) for name, remedy in TOOLS.items()), _compiled()]
-    findings += [_driver(), _gpus(), _disk("hub cache", client.cache), _disk("store", store.root)]
+    findings += [_driver(), _gpus()] if gpus else []
+    findings += [_disk("hub cache", client.cache, roomy), _disk("store", store.root, roomy)]
     findings += [_orphans(client.cache), _parts(client.cache), _switch(), _token(client)]
     findings += [_mirror(store.mirror)] if store.mirror else []
-    return [*findings, *_prefect(os.environ.get("PREFECT_API_URL", ""))]
+    return [*findings, *server_findings()]
 
 
 def _python() -> Finding:
@@ -94,6 +91,11 @@ def _driver() -> Finding:
     if version and torch.endswith("+cpu"):
         found = f"driver {version}, but torch {torch} is built for CPUs"
         return Finding(check="driver", ok=False, found=found, remedy="pip install --force-reinstall torch from PyPI")
+    cuda = torch_cuda()
+    oldest = OLDEST_DRIVER.get(cuda.partition(".")[0])
+    if version and oldest and int(version.partition(".")[0]) < oldest:
+        found = f"driver {version}, but torch {torch} is built for CUDA {cuda}"
+        return Finding(check="driver", ok=False, found=found, remedy=f"install driver {oldest} or newer")
     remedy = "install the NVIDIA driver, or train on the CPU: train.device=cpu, evaluate.device=cpu"
     found = f"driver {version}, torch {torch}" if version else "nvidia-smi tells of none"
     return Finding(check="driver", ok=bool(version), found=found, remedy=remedy)
@@ -106,20 +108,31 @@ def _version(package: str) -> str:
         return "missing"
 
 
+def torch_cuda() -> str:
+    """`13.0`: what torch is built for, as it says without being imported; empty for a torch for CPUs."""
+    spec = importlib.util.find_spec("torch")
+    path = Path(spec.origin).with_name("version.py") if spec and spec.origin else None
+    text = path.read_text(encoding="utf-8") if path and path.is_file() else ""
+    found = re.search(r"^cuda\b[^=\n]*= *'([\d.]+)'", text, re.MULTILINE)
+    return found[1] if found else ""
+
+
 def _gpus() -> Finding:
     machine = this_machine()
-    found = f"{machine.gpus} x {machine.gpu} with {machine.gpu_bytes / 1e9:.0f} GB each" if machine.gpus else "none"
+    found = (
+        f"{machine.gpus} x {machine.gpu} with {machine.gpu_bytes / 1e9:.0f} GB free each" if machine.gpus else "none"
+    )
     remedy = "only deployments with train.device=cpu will run here"
     return Finding(check="gpus", ok=machine.gpus > 0, found=found, remedy=remedy)
 
 
-def _disk(name: str, folder: Path) -> Finding:
+def _disk(name: str, folder: Path, roomy_bytes: int) -> Finding:
     where = nearest_existing(folder)
     free = shutil.disk_usage(where).free
-    ok = free >= ROOMY_BYTES and os.access(where, os.W_OK)
+    ok = free >= roomy_bytes and os.access(where, os.W_OK)
     remedy = (
-        "gpt-oss-120b takes 65 GB, a merge as much again: choose a larger disk"
-        if free < ROOMY_BYTES
+        "gpt-oss-120b takes 65 GB, a merge as much again; `gradelora plan` counts yours: choose a larger disk"
+        if free < roomy_bytes
         else "not writable"
     )
     return Finding(check=name, ok=ok, found=f"{folder}: {free / 1e9:.0f} GB free", remedy=remedy)
@@ -180,20 +193,4 @@ def _token(client: HubClient) -> Finding:
     return Finding(check="token", ok=True, found="HF_TOKEN is set and accepted")
 
 
-def _prefect(api: str) -> Iterator[Finding]:
-    """The server that PREFECT_API_URL names, and the slot that training holds there."""
-    if not api:
-        yield Finding(check="prefect", ok=True, found="PREFECT_API_URL is not set: runs start a server of their own")
-        return
-    ask: Callable[[str], httpx.Response] = lambda path: httpx.get(f"{api}{path}", timeout=10)  # noqa: E731
-    try:
-        ask("/health").raise_for_status()
-        limit = ask("/v2/concurrency_limits/gpu")
-    except httpx.HTTPError as error:
-        yield Finding(check="prefect", ok=False, found=f"{api}: {error}", remedy="prefect server start")
-        return
-    yield Finding(check="prefect", ok=True, found=api)
-    remedy = "prefect gcl create gpu --limit 1"
-    yield Finding(
-        check="gpu limit", ok=limit.is_success, found="there" if limit.is_success else "missing", remedy=remedy
-    )
+__all__ = ["DEFAULT_STORE", "Finding", "examine"]

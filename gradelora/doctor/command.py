@@ -13,7 +13,7 @@ def doctor_command(arguments: argparse.Namespace, run: RunConfig | None) -> int:
     runtime = run.runtime if run else Runtime.model_validate({})
     store = run.store if run else StoreConfig(root=DEFAULT_STORE)
     if not arguments.gpu:
-        findings = examine(runtime, store)
+        findings = examine(runtime, store, run)
         if arguments.json:
             _print_json(findings)
         else:

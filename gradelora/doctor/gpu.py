@@ -172,6 +172,7 @@ class Examination:
             "step_operations_per_s": found.operations_per_s,
             "layer_s": found.layer_s,
             "starting_s": found.starting_s,
+            "step_memory_ratio": found.peak_bytes / found.planned_bytes,
         }
         yield from step_findings(found, self.device)
 

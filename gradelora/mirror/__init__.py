@@ -18,6 +18,7 @@ from gradelora.errors import Damaged, MirrorUnreachable
 from gradelora.mirror import champions, checkpoints, sealed
 from gradelora.mirror.remote import Remote
 from gradelora.mirror.uploads import Tally, Uploads
+from gradelora.receipt import RECEIPT
 
 # After an outage the mirror is not asked for so long: each question to a dead one may take half a minute.
 PAUSE_S = 120.0
@@ -54,6 +55,10 @@ class Mirror:
             return None
 
         return self._forgiven(bring, None, patience_s)
+
+    def receipt(self, stage: str, key: str) -> bytes | None:
+        """What the mirror says of an artifact, without bringing it; None where it has none or is out of reach."""
+        return self._forgiven(lambda: self.remote.read(f"{sealed.prefix_of(stage, key)}/{RECEIPT}"), None)
 
     def offer(self, folder: Path) -> None:
         """Send a sealed folder of the store, in the background, where the mirror lacks it."""

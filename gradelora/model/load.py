@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from gradelora.errors import NotEnoughMemory, UnsupportedModel
-from gradelora.model.heap import no_holes
+from gradelora.model.heap import few_kernels, no_holes
 from gradelora.model.keys import check_keys, check_shape
 from gradelora.model.mxfp4 import BLOCKS_SUFFIX, SCALES_SUFFIX, dequantize
 from gradelora.model.packed import pack_experts
@@ -93,15 +93,17 @@ def load_base(
     KeyMismatch, NotEnoughMemory where `max_memory` is too little, or UnsupportedModel where the
     files are not what `weights` needs.
     """
-    with no_holes() if is_deepspeed_zero3_enabled() else contextlib.nullcontext():
-        checkpoint = Checkpoint(snapshot)
-        if checkpoint.is_mxfp4:
-            described = AutoConfig.from_pretrained(config or snapshot)
-            model = _load_mxfp4(checkpoint, described, weights, DTYPES[precision], device, expert_chunk, max_memory)
-        elif weights == "packed":
-            raise UnsupportedModel(f"{snapshot}: no MXFP4 experts to keep packed; set train.weights=bf16")
-        else:
-            model = _load_dense(snapshot, DTYPES[precision], device, max_memory, config)
+    few_kernels()
+    if weights == "packed" or is_deepspeed_zero3_enabled():
+        no_holes()
+    checkpoint = Checkpoint(snapshot)
+    if checkpoint.is_mxfp4:
+        described = AutoConfig.from_pretrained(config or snapshot)
+        model = _load_mxfp4(checkpoint, described, weights, DTYPES[precision], device, expert_chunk, max_memory)
+    elif weights == "packed":
+        raise UnsupportedModel(f"{snapshot}: no MXFP4 experts to keep packed; set train.weights=bf16")
+    else:
+        model = _load_dense(snapshot, DTYPES[precision], device, max_memory, config)
     model.requires_grad_(False)
     model.config.use_cache = False
     return model.eval()

@@ -42,7 +42,7 @@ def training_s(rates: Calibration, train: TrainConfig, size: ModelSize, work: Wo
         return None
     # A CPU's cores are shared by as many ranks as were measured; a GPU works for one.
     slower = train.processes / rates.ranks if train.device == "cpu" else 1.0
-    operations = training_operations(train, size, work.row_tokens, work.train_tokens)
+    operations = training_operations(train, size, work.row_tokens, work.computed_tokens(train))
     seconds = rates.starting_s + work.micro_steps * size.layers * rates.layer_s
     seconds += slower * operations / rates.step_operations_per_s
     if rates.cache_read_per_s:
@@ -97,8 +97,10 @@ def fetching_s(rates: Calibration, missing_bytes: int, whole_bytes: int) -> floa
     return missing_bytes / rates.network_bytes_per_s + (whole_bytes - missing_bytes) / rates.hashed_per_s
 
 
-def merging_s(rates: Calibration, disk_bytes: int) -> float | None:
-    """Read, hash and write every byte once."""
+def merging_s(rates: Calibration, read_bytes: int, written_bytes: int) -> float | None:
+    """Read every byte of the base once; hash and write every byte of the merged model."""
     if not rates.cache_read_per_s or not rates.store_written_per_s or not rates.hashed_per_s:
         return None
-    return disk_bytes * (1 / rates.cache_read_per_s + 1 / rates.hashed_per_s + 1 / rates.store_written_per_s)
+    return read_bytes / rates.cache_read_per_s + written_bytes * (
+        1 / rates.hashed_per_s + 1 / rates.store_written_per_s
+    )

@@ -38,10 +38,10 @@ def stage_times(job: Job, foresight: Foresight) -> tuple[StageTime, ...]:
     return tuple(found)
 
 
-def total(times: tuple[StageTime, ...]) -> StageTime:
-    """The sum: fetching may overlap with the data's own stages, so it is an upper one."""
+def total(times: tuple[StageTime, ...], unknown: bool = False) -> StageTime:
+    """The sum: fetching may overlap with the data's own stages, so it is an upper one of those that are known."""
     return StageTime(
-        stage="all stages",
+        stage="those above" if unknown else "all stages",
         low_s=sum(t.low_s for t in times),
         seconds=sum(t.seconds for t in times),
         high_s=sum(t.high_s for t in times),

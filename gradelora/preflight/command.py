@@ -1,6 +1,9 @@
 """`gradelora plan`: does it fit, how long, how much, and what would run again; on any laptop."""
 
 import argparse
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 
 from gradelora.artifacts import BaseModel, DataFiles
 from gradelora.config import RunConfig
@@ -15,7 +18,7 @@ from gradelora.resolve import resolve
 from gradelora.why import foresee
 
 # A plan is an answer now: with a shipped description at hand nobody waits for a Hub that is away.
-KNOWN_TIMEOUT_S = 3.0
+KNOWN_TIMEOUT_S, KNOWN_DEADLINE_S = 3.0, 6.0
 
 
 def plan_command(arguments: argparse.Namespace, run: RunConfig) -> int:
@@ -53,12 +56,34 @@ def described(run: RunConfig) -> tuple[BaseModel, tuple[str, ...]]:
         quick = {"hub_retries": 0, "hub_timeout_s": min(KNOWN_TIMEOUT_S, runtime.hub_timeout_s)}
         runtime = runtime.model_copy(update=quick)
     try:
+        if shipped is not None:
+            return _soon(lambda: resolve(run.base, runtime=runtime)), ()
         return resolve(run.base, runtime=runtime), ()
     except (HubUnavailable, HubRefused, NotCached) as error:
         if shipped is None:
             raise
         said = f"{error}; planned from the description of {run.base.repo_id} that ships with gradelora"
         return shipped, (said,)
+
+
+def _soon(work: Callable[[], BaseModel]) -> BaseModel:
+    """What `work` gives within KNOWN_DEADLINE_S, however many addresses and answers it waits for.
+
+    Raises HubUnavailable, or what `work` raised.
+    """
+    answer: Future[BaseModel] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(work())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        return answer.result(KNOWN_DEADLINE_S)
+    except TimeoutError:
+        raise HubUnavailable(f"the Hub gave no answer within {KNOWN_DEADLINE_S:.0f} s") from None
 
 
 def data_here(run: RunConfig) -> tuple[DataFiles | None, tuple[str, ...]]:

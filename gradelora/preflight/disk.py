@@ -8,7 +8,7 @@ from typing import Any
 from gradelora.artifacts import BaseModel, Frozen
 from gradelora.config import RunConfig, TrainConfig
 from gradelora.hub import RepoCache
-from gradelora.preflight.memory import GB, Need
+from gradelora.preflight.memory import GB, Need, adapter_width
 from gradelora.preflight.size import ModelSize, lora_matrices
 from gradelora.preflight.workload import Workload
 from gradelora.why import Foresight
@@ -59,27 +59,24 @@ def plan_disk(
     data_bytes: int,
     foresight: Foresight,
 ) -> tuple[DiskPlan, ...]:
-    """Needs at the worst moment of the run, grouped by device: two folders on one disk are added up."""
-    store = run.store.root
-    always = [
-        (cache, Need(what="weights still to fetch", bytes=missing_bytes(base, cache))),
-        (store, Need(what="records and encoded data", bytes=_prepared_bytes(work, data_bytes))),
-    ]
-    adapter = adapter_bytes(run.train, size, base, work.steps or 0)
-    training = [
-        (store, Need(what="checkpoints", bytes=(run.train.keep_checkpoints + 1) * checkpoint_bytes(run.train, size))),
-        (store, Need(what="adapter", bytes=adapter)),
-    ]
-    predictions = REPORT_BYTES + PREDICTION_BYTES * (work.held_out_items or 0)
-    after = [
-        (store, Need(what="adapter", bytes=adapter)),
-        (
-            store,
-            Need(what="predictions and report", bytes=predictions),
-        ),
-    ]
+    """Needs at the worst moment of the run, grouped by device: two folders on one disk are added up.
+
+    What is sealed is there already.
+    """
+    store, train = run.store.root, run.train
+
+    def need(stage: str, what: str, size_bytes: int) -> list[tuple[Path, Need]]:
+        return [] if stage in foresight.artifacts else [(store, Need(what=what, bytes=size_bytes))]
+
+    always = [(cache, Need(what="weights still to fetch", bytes=missing_bytes(base, cache)))]
+    always += need("encode", "records and encoded data", _prepared_bytes(work, data_bytes))
+    checkpoints = (train.keep_checkpoints + 1) * checkpoint_bytes(train, size, base)
+    adapter = need("train", "adapter", adapter_bytes(train, size, base, work.steps or 0))
+    training = need("train", "checkpoints", checkpoints) + adapter
+    predictions = PREDICTION_BYTES * (work.held_out_items or 0)
+    after = adapter + need("evaluate", "predictions and report", REPORT_BYTES + predictions)
     if run.merge.enabled:
-        after.append((store, Need(what="merged model", bytes=merged_bytes(run, size, foresight))))
+        after += need("merge", "merged model", merged_bytes(run, size, foresight))
     # Checkpoints are removed when the adapter is sealed, so they never lie beside the merged model.
     moments = {"while training": always + training, "when all is done": always + after}
     free: dict[int, tuple[Path, int]] = {}
@@ -101,21 +98,24 @@ def merged_bytes(run: RunConfig, size: ModelSize, foresight: Foresight) -> int:
     """Bytes that the merge will still write: nothing where it is sealed, else less what lies there of it."""
     if "merge" in foresight.artifacts:
         return 0
-    merged = size.bf16_bytes if run.merge.dtype == "bf16" else size.disk_bytes
-    return max(0, merged - foresight.merged_bytes)
+    return max(0, size.merged_bytes(run.merge.dtype) - foresight.merged_bytes)
 
 
 def _prepared_bytes(work: Workload, data_bytes: int) -> int:
     return max(PREPARED_PER_DATA_BYTE * data_bytes, 4 * work.longest * (work.items or 0))
 
 
-def checkpoint_bytes(train: TrainConfig, size: ModelSize) -> int:
+def checkpoint_bytes(train: TrainConfig, size: ModelSize, base: BaseModel) -> int:
     """One sealed checkpoint: values, fp32 values and two moments, and what torch.save adds a tensor and a file.
+
+    Beside them the best adapter so far, where evaluations choose it.
 
     Measured by bench/bench_plan.py; DeepSpeed's file of values holds the trainable ones alone.
     """
-    base, tensor = OVERHEAD[train.parallel]
-    overhead = train.processes * base + tensor * size.lora_tensors
+    file, tensor = OVERHEAD[train.parallel]
+    overhead = train.processes * file + tensor * size.lora_tensors
+    if train.best != "last":
+        overhead += _weights_bytes(train, size, base)
     if train.parallel == "layers":
         return (4 + 8) * size.lora_parameters + overhead
     if train.parallel == "zero3":
@@ -127,22 +127,25 @@ def checkpoint_bytes(train: TrainConfig, size: ModelSize) -> int:
 
 def adapter_bytes(train: TrainConfig, size: ModelSize, base: BaseModel, steps: int) -> int:
     """adapter_model.safetensors to the byte, adapter_config.json and history.json nearly so."""
-    # DeepSpeed casts what is trained, too; without it PEFT keeps the adapter in fp32.
-    width, dtype = (2, "BF16") if train.precision == "bf16" and train.parallel != "layers" else (4, "F32")
-    lora = train.lora
+    return _weights_bytes(train, size, base) + ADAPTER_CONFIG_BYTES + HISTORY_BYTES * steps
+
+
+def _weights_bytes(train: TrainConfig, size: ModelSize, base: BaseModel) -> int:
+    """The adapter's safetensors file."""
+    width = adapter_width(train)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    for matrix in lora_matrices(base.tensors, lora):
+    for matrix in lora_matrices(base.tensors, train.lora):
         for part, shape in (("A", [matrix.rank, matrix.columns]), ("B", [matrix.rows, matrix.rank])):
             end = offset + width * shape[0] * shape[1]
             header[f"base_model.model.{matrix.module}.lora_{part}.weight"] = {
-                "dtype": dtype,
+                "dtype": {2: "BF16", 4: "F32"}[width],
                 "shape": shape,
                 "data_offsets": [offset, end],
             }
             offset = end
     text = len(json.dumps(header, separators=(",", ":")))
-    return 8 + -(-text // 8) * 8 + width * size.lora_parameters + ADAPTER_CONFIG_BYTES + HISTORY_BYTES * steps
+    return 8 + -(-text // 8) * 8 + width * size.lora_parameters
 
 
 def missing_bytes(base: BaseModel, cache: Path) -> int:

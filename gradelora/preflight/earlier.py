@@ -14,8 +14,20 @@ from gradelora.why import Sealed, sorted_by_age
 
 # What decides how fast a stage works, of its settings.
 PACE = {
-    "train": ("weights", "parallel", "processes", "device", "precision", "gradient_checkpointing", "expert_chunk"),
+    "train": (
+        "weights",
+        "parallel",
+        "processes",
+        "device",
+        "precision",
+        "gradient_checkpointing",
+        "expert_chunk",
+        "micro_batch_rows",
+        "answers_per_row",
+        "tokens_per_row",
+    ),
     "evaluate": ("weights", "device", "precision"),
+    "merge": ("dtype", "verify_items"),
 }
 
 
@@ -68,7 +80,7 @@ def _amounts(job: Job, stage: str, sealed: Sealed) -> Amounts | None:
 
 def _heavy_amounts(job: Job, stage: str, sealed: Sealed) -> Amounts | None:
     if stage == "merge":
-        return Amounts(1, 1)
+        return Amounts(_written_bytes(sealed), job.size.merged_bytes(job.run.merge.dtype))
     if stage == "evaluate":
         now = job.work.held_out_items
         return Amounts(sealed.receipt.artifact["items"], now) if now else None
@@ -77,6 +89,11 @@ def _heavy_amounts(job: Job, stage: str, sealed: Sealed) -> Amounts | None:
         return None
     # Loading and saving, before and after all steps.
     return Amounts(found.last_tokens, job.work.train_tokens, max(0.0, sealed.receipt.seconds - found.last_seconds))
+
+
+def _written_bytes(sealed: Sealed) -> float:
+    files = sealed.receipt.artifact["files"]
+    return float(sum(file["size"] for file in files if file["name"].endswith(".safetensors")))
 
 
 def _model_of(job: Job, sealed: Sealed) -> str | None:

@@ -84,7 +84,7 @@ def _moved(job: Job, rates: Calibration) -> dict[str, float | None]:
     whole = sum(f.size for f in job.base.remote_files)
     return {
         "fetch everything": calibrated.fetching_s(rates, job.fetch_bytes, whole),
-        "merge": calibrated.merging_s(rates, job.size.disk_bytes),
+        "merge": calibrated.merging_s(rates, job.size.disk_bytes, job.size.merged_bytes(job.run.merge.dtype)),
     }
 
 
@@ -94,7 +94,7 @@ def _rough(job: Job) -> dict[str, Estimate]:
     network = "estimated: 30 to 1,000 MB/s of network"
     fetching = _sum(_rates(job.fetch_bytes, NETWORK), _rates(whole - job.fetch_bytes, VERIFIED, starting=False))
     small = _rates(min(job.fetch_bytes, SMALL_FILES_BYTES), NETWORK)
-    merging = _rates(job.size.disk_bytes, MERGED)
+    merging = _rates(job.size.merged_bytes(job.run.merge.dtype), MERGED)
     found = {
         "fetch tokenizer": Estimate(small, network),
         "fetch everything": Estimate(fetching, network),
@@ -106,7 +106,7 @@ def _rough(job: Job) -> dict[str, Estimate]:
         tokens = work.longest * (work.items + (work.held_out_items or 0))
         found["encode"] = Estimate(_rates(tokens, ENCODED), "estimated: 0.3 to 6 million tokens/s")
     if work.train_tokens is not None and work.micro_steps is not None:
-        found["train"] = _training(job, work.train_tokens, work.micro_steps)
+        found["train"] = _training(job, work.computed_tokens(job.run.train), work.micro_steps)
     if work.held_out_tokens is not None:
         found["evaluate"] = _evaluation(job, work.held_out_tokens)
     return found

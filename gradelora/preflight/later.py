@@ -3,6 +3,7 @@
 A run that trains and then cannot be evaluated is as lost as one that cannot train.
 """
 
+from collections.abc import Collection
 from typing import Literal
 
 from gradelora.config import RunConfig, Runtime, TrainConfig
@@ -10,23 +11,27 @@ from gradelora.hardware import Hardware
 from gradelora.preflight.calibrated import TOKENS_PER_ROW, evaluating
 from gradelora.preflight.memory import (
     CONTEXT_BYTES,
-    CPU_HEAP,
     FRAGMENTATION,
     SCORES_AT_WORK,
     UNPACKING_BYTES,
     MemoryPlan,
     Need,
     context_bytes,
+    heap_factor,
+    kernel_bytes,
     layer_bytes,
     lora_bytes,
     on_device,
     weight_bytes,
 )
 from gradelora.preflight.size import ModelSize
-from gradelora.preflight.workload import CANDIDATE_TOKENS, Workload
+from gradelora.preflight.workload import Workload
 
 EVALUATION, LOADING, JUDGING = "evaluation", "loading", "scoring between steps"
 MERGE, VERIFYING = "merge", "verification of the merge"
+HOST = "host beside the GPUs"
+# Whose memory a row is, where that is not the training's own.
+STAGES_OF = {EVALUATION: ("evaluate",), MERGE: ("merge",), VERIFYING: ("merge",), HOST: ("train", "evaluate")}
 # A process that uses a GPU: torch's libraries and pinned buffers in the host's memory.
 HOST_CONTEXT_BYTES = 5_000_000_000
 # gradelora.scoring.branches: answers of a pass for each row allowed.
@@ -49,6 +54,11 @@ def later_stages(run: RunConfig, work: Workload, size: ModelSize, hardware: Hard
     if run.train.device == "cuda":
         plans.append(plan_host(run, size, hardware))
     return tuple(plans)
+
+
+def runs(row: MemoryPlan, sealed: Collection[str]) -> bool:
+    """Whether a stage of this row will run: what is sealed needs no memory."""
+    return any(stage not in sealed for stage in STAGES_OF.get(row.mode, ("train",)))
 
 
 def plan_loading(train: TrainConfig, size: ModelSize, hardware: Hardware) -> MemoryPlan:
@@ -81,7 +91,7 @@ def plan_host(run: RunConfig, size: ModelSize, hardware: Hardware) -> MemoryPlan
         Need(what="context", bytes=HOST_CONTEXT_BYTES),
     )
     return MemoryPlan(
-        mode="host beside the GPUs",
+        mode=HOST,
         device="host",
         # Training or evaluation, whichever has more of them.
         processes_per_device=max(train.processes, evaluating(run, hardware)),
@@ -148,7 +158,7 @@ def _scoring_needs(
             "gradient_checkpointing": False,
         }
     )
-    heap = CPU_HEAP if evaluate.device == "cpu" else 1.0
+    heap = heap_factor(alone)
     working, cached, positions = _pass_sizes(run.runtime, work, size, width)
     return [
         Need(what="weights", bytes=weight_bytes(alone, size, width, hardware)),
@@ -156,6 +166,7 @@ def _scoring_needs(
         Need(what="keys and values", bytes=int(heap * cached)),
         Need(what="layer at work", bytes=int(heap * working)),
         Need(what="logits", bytes=(width + 4) * positions * size.vocabulary),
+        Need(what="compiled kernels", bytes=kernel_bytes(alone)),
         Need(what="context", bytes=CONTEXT_BYTES[evaluate.device]),
     ]
 
@@ -164,7 +175,7 @@ def plan_judging(run: RunConfig, work: Workload, size: ModelSize, hardware: Hard
     """Validation answers scored between two steps: evaluation's passes beside training's optimizer."""
     train = run.train
     width = 2 if train.precision == "bf16" else 4
-    heap = CPU_HEAP if train.device == "cpu" else 1.0
+    heap = heap_factor(train)
     working, cached, positions = _pass_sizes(run.runtime, work, size, width)
     needs = [
         Need(what="weights", bytes=weight_bytes(train, size, width, hardware)),
@@ -173,6 +184,7 @@ def plan_judging(run: RunConfig, work: Workload, size: ModelSize, hardware: Hard
         Need(what="keys and values", bytes=int(heap * cached)),
         Need(what="layer at work", bytes=int(heap * working)),
         Need(what="logits", bytes=(width + 4) * positions * size.vocabulary),
+        Need(what="compiled kernels", bytes=kernel_bytes(train)),
         Need(what="context", bytes=context_bytes(train)),
     ]
     return on_device(JUDGING, needs, train, hardware)
@@ -181,14 +193,15 @@ def plan_judging(run: RunConfig, work: Workload, size: ModelSize, hardware: Hard
 def _pass_sizes(runtime: Runtime, work: Workload, size: ModelSize, width: int) -> tuple[int, int, int]:
     """(bytes of the layer at work, bytes of keys and values, positions with logits) of the largest pass."""
     rows = runtime.evaluate_rows
-    branch = work.longest_branch + CANDIDATE_TOKENS
+    branch = work.longest_branch + work.candidate_tokens
     answers = max(1, min(rows * ANSWERS_PER_ROW, rows * TOKENS_PER_ROW // branch))
+    answers = min(answers, work.judged_together or answers)
     tokens = answers * branch
-    seen = work.longest + CANDIDATE_TOKENS
+    seen = work.longest + work.candidate_tokens
     scores = size.heads * tokens * seen
     experts = tokens * width * (4 * size.active_intermediate + 2 * max(size.routed, 1) * size.hidden)
     keys_values = 2 * size.layers * answers * seen * size.key_value_heads * size.head_dim * width
-    return max(SCORES_AT_WORK * scores * width, experts), keys_values, answers * (CANDIDATE_TOKENS + 1)
+    return max(SCORES_AT_WORK * scores * width, experts), keys_values, answers * (work.candidate_tokens + 1)
 
 
 def plan_merge(size: ModelSize, hardware: Hardware) -> MemoryPlan:

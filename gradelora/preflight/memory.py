@@ -19,6 +19,8 @@ GB = 1e9
 CONTEXT_BYTES = {"cuda": 2_000_000_000, "cpu": 575_000_000}
 # On a CPU, what DeepSpeed's imports and gloo's buffers add.
 DEEPSPEED_BYTES = 40_000_000
+# On a CPU, kernels that oneDNN compiles for bf16 and keeps: as many as gradelora.model.heap lets it.
+KERNEL_BYTES = 60_000_000
 # The C library's heap keeps holes between what was freed.
 CPU_HEAP = 1.4
 # The allocator's slack on a GPU: the tutorial keeps 6 of 141 GB free.
@@ -27,6 +29,10 @@ FRAGMENTATION = 0.04
 UNALLOCATED = ("context", "fragmentation")
 # Copies of one layer's scores that live at once in forward or backward.
 SCORES_AT_WORK = 4
+# The weights are known to the byte; of the rest bench/bench_plan.py holds the plan to this at the worst.
+SPREAD = 0.2
+# ZeRO-3 gathers so many parameters ahead (gradelora.train.zero: DeepSpeed's default), if it may keep as many.
+PREFETCHED = 50_000_000
 # dequantize() on a GPU, bytes a weight: bytes in order 0.5, their indices 1, values looked up 2, result 2.
 UNPACKING_BYTES = 5.5
 
@@ -53,6 +59,12 @@ class MemoryPlan(Frozen):
         return self.processes_per_device * sum(n.bytes for n in self.needs)
 
     @property
+    def high_bytes(self) -> int:
+        """What it may come to at the worst, for all processes on the device."""
+        certain = self.processes_per_device * sum(n.bytes for n in self.needs if n.what == "weights")
+        return self.needed_bytes + int(SPREAD * (self.needed_bytes - certain))
+
+    @property
     def process_bytes(self) -> int:
         """Of one process, as a measurement tells it: of a GPU what its allocator hands out, of a host all."""
         unseen = () if self.device == "host" else UNALLOCATED
@@ -62,6 +74,11 @@ class MemoryPlan(Frozen):
     def fits(self) -> bool:
         """Whether the peak stays within the device."""
         return self.needed_bytes <= self.available_bytes
+
+    @property
+    def tight(self) -> bool:
+        """Whether it fits by the plan's figure, and would not by the worst that this figure may be off."""
+        return self.fits and self.high_bytes > self.available_bytes
 
     @property
     def lacking_bytes(self) -> int:
@@ -87,7 +104,7 @@ def plan_memory(train: TrainConfig, row: Row, size: ModelSize, hardware: Hardwar
     width = 2 if train.precision == "bf16" else 4
     layers = layers_on_device(train, size, hardware)
     kept, at_work = activation_bytes(train, row, size, width, layers)
-    heap = CPU_HEAP if train.device == "cpu" else 1.0
+    heap = heap_factor(train)
     needs = [
         Need(what="weights", bytes=weight_bytes(train, size, width, hardware)),
         Need(what=_unpacked(train), bytes=layer_bytes(train, size, width)),
@@ -96,6 +113,7 @@ def plan_memory(train: TrainConfig, row: Row, size: ModelSize, hardware: Hardwar
         Need(what="activations kept", bytes=int(heap * kept)),
         Need(what="layer at work", bytes=int(heap * at_work)),
         Need(what="logits", bytes=3 * 4 * train.micro_batch_rows * row.positions * size.vocabulary),
+        Need(what="compiled kernels", bytes=kernel_bytes(train)),
         Need(what="context", bytes=context_bytes(train)),
     ]
     return on_device(f"{train.weights} + {train.parallel}", needs, train, hardware)
@@ -115,10 +133,21 @@ def on_device(mode: str, needs: list[Need], train: TrainConfig, hardware: Hardwa
     )
 
 
+def heap_factor(train: TrainConfig) -> float:
+    """What activations take of a process's memory, as a multiple of their own (gradelora.model.heap)."""
+    mapped = train.weights == "packed" or train.parallel == "zero3"
+    return 1.0 if train.device == "cuda" or mapped else CPU_HEAP
+
+
 def context_bytes(train: TrainConfig) -> int:
     """What a training process takes before it holds anything of the model."""
     distributed = train.device == "cpu" and train.parallel != "layers"
     return CONTEXT_BYTES[train.device] + (DEEPSPEED_BYTES if distributed else 0)
+
+
+def kernel_bytes(train: TrainConfig) -> int:
+    """What products in bf16 leave behind on a CPU."""
+    return KERNEL_BYTES if train.device == "cpu" and train.precision == "bf16" else 0
 
 
 def layers_on_device(train: TrainConfig, size: ModelSize, hardware: Hardware) -> int:
@@ -155,13 +184,15 @@ def _unpacked(train: TrainConfig) -> str:
 
 
 def layer_bytes(train: TrainConfig, size: ModelSize, width: int) -> int:
-    """Experts of one layer in full width (packed), or what ZeRO-3 gathers and does not let go at once."""
+    """Experts of one layer in full width (packed), or what ZeRO-3 gathers, what it keeps of that included."""
     if train.weights == "packed":
         return _unpacking_bytes(train, size, width)
     if train.parallel != "zero3":
         return 0
-    # Gathered into one flat buffer, then copied out of it tensor by tensor.
-    return 2 * width * min(size.parameters, train.gathered_elements + size.layer_parameters)
+    kept = min(size.parameters, train.gathered_elements + size.layer_parameters)
+    # Gathered into one flat buffer and copied out of it: what is under way is there twice, what is kept once.
+    under_way = min(size.parameters, min(PREFETCHED, train.gathered_elements) + size.layer_parameters)
+    return width * (kept + under_way)
 
 
 def _unpacking_bytes(train: TrainConfig, size: ModelSize, width: int) -> int:
@@ -172,8 +203,8 @@ def _unpacking_bytes(train: TrainConfig, size: ModelSize, width: int) -> int:
     largest = size.largest_packed
     smaller = size.expert_parameters // size.layers - largest
     if train.device == "cpu":
-        # By small pieces, so that only the cast from bf16 holds a second copy; the heap keeps both tensors' room.
-        return int(CPU_HEAP * share * (width * (largest + smaller) + (2 * largest if width != 2 else 0)))
+        # By small pieces, so that only the cast from bf16 holds a second copy.
+        return int(share * (width * (largest + smaller) + (2 * largest if width != 2 else 0)))
     kept = width * largest if train.gradient_checkpointing and share == 1.0 else 0
     return int(share * max(UNPACKING_BYTES * largest, kept + UNPACKING_BYTES * smaller))
 
@@ -194,14 +225,31 @@ def _sum_bytes(train: TrainConfig, size: ModelSize, width: int, layers: int) -> 
     return (kept + 1) * width * size.lora_experts // size.layers
 
 
+def adapter_width(train: TrainConfig) -> int:
+    """Bytes of a value of the adapter: DeepSpeed casts what PEFT makes in fp32, ZeRO-3 and one process do not."""
+    return 2 if train.precision == "bf16" and train.parallel == "zero2" else 4
+
+
+def lora_input_bytes(train: TrainConfig) -> int:
+    """What LoRA keeps of each of its inputs: the value in its own type, and what dropout multiplied it by."""
+    own = adapter_width(train)
+    if not train.lora.dropout:
+        return own
+    # torch's dropout keeps a mask on a GPU, a tensor of factors on a CPU.
+    return own + (1 if train.device == "cuda" else own)
+
+
 def activation_bytes(train: TrainConfig, row: Row, size: ModelSize, width: int, layers: int) -> tuple[int, int]:
     """(kept for backward by `layers` layers, held by the layer that computes)."""
     tokens = train.micro_batch_rows * row.tokens
     scores = train.micro_batch_rows * size.heads * row.tokens**2
     attention = size.heads * size.head_dim
-    dropped = 1 if train.lora.dropout else 0
-    # Norms keep fp32; LoRA its input and dropout's mask; attention q, k, v after rotation.
-    per_token = 8 * size.hidden + (width + dropped) * size.lora_inputs // size.layers + 3 * width * attention
+    # Norms keep fp32; LoRA its input; attention q, k, v after rotation.
+    per_token = 8 * size.hidden + lora_input_bytes(train) * size.lora_inputs // size.layers
+    per_token += 3 * width * attention
+    if train.parallel == "zero3":
+        # DeepSpeed's linear keeps its input although the matrix is frozen (LinearFunctionForZeroStage3).
+        per_token += width * (2 * size.hidden + attention)
     # Gated experts keep six tensors and their product with the routing weight, a gated MLP three.
     per_token += width * (6 * size.active_intermediate + size.routed * size.hidden if size.routed
                           else 3 * size.active_intermediate)  # fmt: skip

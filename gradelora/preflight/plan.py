@@ -9,8 +9,10 @@ from gradelora.hardware import Hardware
 from gradelora.preflight.clock import StageTime, stage_times
 from gradelora.preflight.disk import DiskPlan, missing_bytes, plan_disk
 from gradelora.preflight.estimate import Job
+from gradelora.preflight.later import runs
 from gradelora.preflight.memory import MemoryPlan
 from gradelora.preflight.modes import Mode, modes_of, stages_of
+from gradelora.preflight.notes import architecture, budget, idle, measured_memory, tightness
 from gradelora.preflight.size import ModelSize, size_of
 from gradelora.preflight.workload import Workload, workload_of
 from gradelora.why import Foreseen, foresee
@@ -35,6 +37,16 @@ class Plan(Frozen):
     notes: tuple[str, ...] = ()
     elsewhere: bool = False
 
+    @property
+    def sealed(self) -> frozenset[str]:
+        """Stages that the run takes from the store."""
+        return frozenset(f.stage for f in self.stages if f.state == "cached")
+
+    @property
+    def counted(self) -> tuple[MemoryPlan, ...]:
+        """Memory of the stages that will run."""
+        return tuple(row for row in (self.memory, *self.later) if runs(row, self.sealed))
+
 
 def make_plan(
     run: RunConfig, base: BaseModel, data: DataFiles | None, cache: Path, hardware: Hardware, *, elsewhere: bool = False
@@ -46,29 +58,29 @@ def make_plan(
     encoded = foresight.artifacts.get("encode")
     work = workload_of(run, data, encoded if isinstance(encoded, EncodedDataset) else None)
     memory, *later = stages_of(run, work, size, hardware)
+    sealed = [f.stage for f in foresight.stages if f.state == "cached"]
     missing = missing_bytes(base, cache)
     job = Job(run, base, size, work, hardware, fetch_bytes=missing, here=not elsewhere)
-    return Plan(
+    plan = Plan(
         hardware=hardware,
         size=size,
         memory=memory,
         later=tuple(later),
-        alternatives=modes_of(run, work, size, hardware),
+        alternatives=modes_of(run, work, size, hardware, sealed),
         disk=plan_disk(run, base, size, cache, work, data.total_bytes if data else 0, foresight),
         work=work,
         stages=foresight.stages,
         times=stage_times(job, foresight),
-        notes=_notes(base, size),
         elsewhere=elsewhere,
     )
-
-
-def _notes(base: BaseModel, size: ModelSize) -> tuple[str, ...]:
-    if not size.assumed:
-        return ()
-    kind = ", ".join(base.config.get("architectures") or ["an unknown architecture"])
-    bounds = ", ".join(size.assumed)
-    return (f"{kind}: config.json does not say all that memory follows from; an upper bound with {bounds}",)
+    notes = (
+        *architecture(base, size),
+        *tightness(plan.counted, plan.memory),
+        *measured_memory(run, not elsewhere),
+        *idle(run, hardware),
+        *budget(run, plan.times),
+    )
+    return plan.model_copy(update={"notes": notes})
 
 
 def _check_packed(run: RunConfig, base: BaseModel) -> None:

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from gradelora.artifacts import BaseModel, Frozen, TensorInfo
 from gradelora.config import LoraSettings
@@ -18,6 +18,10 @@ SPELLINGS = {
     "intermediate_size": ("moe_intermediate_size", "intermediate_size", "n_inner", "ffn_dim", "hidden_dim"),
     "vocab_size": ("vocab_size",),
 }
+ROUTED = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "top_k_experts")
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
+# Of these the formulas were held against what the libraries build or training takes.
+KINDS = frozenset({"gpt_oss", "llama", "qwen2", "qwen3"})
 # Head widths in use lie between 64 and 256; the smallest gives the most heads, so the most scores.
 SMALLEST_HEAD = 64
 
@@ -55,12 +59,17 @@ class ModelSize(Frozen):
     embedding_parameters: int = 0
     tied_parameters: int = 0
     narrow_scores: bool = True
+    model_type: str = ""
     assumed: tuple[str, ...] = ()
 
     @property
     def bf16_bytes(self) -> int:
         """All weights at two bytes each."""
         return 2 * self.parameters
+
+    def merged_bytes(self, dtype: Literal["base", "bf16"]) -> int:
+        """Of a merged model's files."""
+        return self.bf16_bytes if dtype == "bf16" else self.disk_bytes
 
     @property
     def other_parameters(self) -> int:
@@ -83,6 +92,8 @@ def size_of(base: BaseModel, lora: LoraSettings) -> ModelSize:
     embedding = sum(math.prod(t.shape) for t in base.tensors if widths["vocab_size"] in t.shape and len(t.shape) == 2)
     targeted = list(lora_matrices(base.tensors, lora))
     parameters, packed = sum(map(parameters_of, base.tensors)), sum(map(parameters_of, experts))
+    # Those that a router chooses from, in whatever form they are kept.
+    of_experts = sum(parameters_of(t) for t in base.tensors if ".experts." in t.name) if widths.experts > 1 else 0
     heads = widths["num_attention_heads"]
     return ModelSize(
         parameters=parameters,
@@ -104,10 +115,11 @@ def size_of(base: BaseModel, lora: LoraSettings) -> ModelSize:
         routed=widths.active if widths.experts > 1 else 0,
         largest_packed=max(map(parameters_of, experts), default=0),
         largest_tensor=max(map(parameters_of, base.tensors)),
-        active_parameters=parameters - packed + packed * widths.active // max(widths.experts, 1),
+        active_parameters=parameters - of_experts + of_experts * widths.active // widths.experts,
         embedding_parameters=embedding,
         tied_parameters=embedding if widths.config.get("tie_word_embeddings") else 0,
         narrow_scores=widths.config.get("model_type") == "gpt_oss",
+        model_type=str(base.config.get("model_type") or ""),
         assumed=tuple(widths.assumed),
     )
 
@@ -131,12 +143,15 @@ class Widths:
     @property
     def active(self) -> int:
         """Experts that see a token; 1 in a dense model."""
-        return int(self.config.get("num_experts_per_tok") or 1)
+        return self._first(ROUTED)
 
     @property
     def experts(self) -> int:
         """Experts of a layer; 1 in a dense model."""
-        return int(self.config.get("num_local_experts") or self.config.get("num_experts") or 1)
+        return self._first(EXPERTS)
+
+    def _first(self, names: Iterable[str]) -> int:
+        return next((int(self.config[name]) for name in names if self.config.get(name)), 1)
 
     def _read(self, name: str) -> int:
         for spelling in SPELLINGS[name]:

@@ -37,7 +37,7 @@ def plan_rows(plan: Plan, price_per_hour: float | None) -> list[dict[str, str]]:
         rows.append(_row(f"memory: {what}", need.device, amount(need.needed_bytes), amount(need.available_bytes)))
     for disk in plan.disk:
         rows.append(_row("disk", str(disk.folder), amount(disk.needed_bytes), amount(disk.free_bytes)))
-    for time in (*plan.times, total(plan.times)):
+    for time in (*plan.times, total(plan.times, bool(untimed(plan)))):
         interval = f"{spell(time.seconds)} ({spell(time.low_s)} to {spell(time.high_s)})"
         money = "" if price_per_hour is None else f"{cost(time.seconds, price_per_hour):.2f}"
         rows.append(_row(f"time: {time.stage}", time.source, interval, "", money))
@@ -67,12 +67,13 @@ def _print_memory(plan: Plan) -> None:
                 label,
                 row.device,
                 amount(row.needed_bytes),
+                amount(row.high_bytes),
                 amount(row.available_bytes),
-                _fits(row),
+                _fits(row, row in plan.counted),
                 times + parts,
             )
         )
-    _print(f"memory on {plan.hardware.name}", ("stage", "on", "needed", "there", "fits", "parts"), rows)
+    _print(f"memory on {plan.hardware.name}", ("stage", "on", "needed", "at the worst", "there", "fits", "parts"), rows)
 
 
 def _print_modes(plan: Plan) -> None:
@@ -104,7 +105,7 @@ def _print_disk(plan: Plan) -> None:
 
 def _print_times(plan: Plan, price_per_hour: float | None) -> None:
     rows = []
-    for row in (*plan.times, total(plan.times)):
+    for row in (*plan.times, total(plan.times, bool(untimed(plan)))):
         money: tuple[str, ...] = ()
         if price_per_hour is not None:
             low, usual, high = (cost(s, price_per_hour) for s in (row.low_s, row.seconds, row.high_s))
@@ -112,9 +113,13 @@ def _print_times(plan: Plan, price_per_hour: float | None) -> None:
         rows.append((row.stage, spell(row.seconds), f"{spell(row.low_s)} to {spell(row.high_s)}", *money, row.source))
     priced = ("cost", "between") if price_per_hour is not None else ()
     _print("time", ("stage", "time", "between", *priced, "known from"), rows)
-    unknown = [f.stage for f in plan.stages if f.stage not in {t.stage for t in plan.times}]
-    if unknown:
-        print(f"not known without data: {', '.join(unknown)}")
+    if untimed(plan):
+        print(f"not known without data: {', '.join(untimed(plan))}")
+
+
+def untimed(plan: Plan) -> list[str]:
+    """Stages of which nothing is known yet."""
+    return [f.stage for f in plan.stages if f.stage not in {t.stage for t in plan.times}]
 
 
 def _print(title: str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -138,8 +143,12 @@ def amount(size: int) -> str:
     return f"{size / 1e3:.0f} kB"
 
 
-def _fits(row: MemoryPlan) -> str:
-    return "yes" if row.fits else f"no, by {amount(row.lacking_bytes)}"
+def _fits(row: MemoryPlan, runs: bool = True) -> str:
+    if not runs:
+        return "sealed"
+    if row.fits:
+        return "tight" if row.tight else "yes"
+    return f"no, by {amount(row.lacking_bytes)}"
 
 
 def spell(seconds: float) -> str:
