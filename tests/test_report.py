@@ -2,6 +2,7 @@
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -329,6 +330,14 @@ def test_cost_appears_only_where_a_price_is_set(html: str, tmp_path: Path) -> No
     assert "Cost" in Page(html).text
     free = given(tmp_path, runtime={})
     assert "Cost" not in Page(write_report(free, tmp_path / "page").read_text()).text
+
+
+def test_two_runs_that_end_at_the_same_moment_write_the_same_card(tmp_path: Path) -> None:
+    whole = given(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        cards = list(pool.map(lambda _: write_card(whole, tmp_path / "aside"), range(64)))
+    assert cards[0].read_text() == model_card(whole)
+    assert [path.name for path in (tmp_path / "aside").iterdir()] == ["README.md"]
 
 
 def test_the_card_has_the_hubs_front_matter_and_the_same_numbers(whole: ReportInput, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 Not a cached stage: a picture is not an artifact.  The same input gives the same bytes.
 """
 
+import tempfile
 from pathlib import Path
 
 from gradelora.report.compared import compare
@@ -42,9 +43,10 @@ def model_card(given: ReportInput, handover: Handover | None = None) -> str:
 
 def _write(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    # A name of its own: two runs of one configuration end at the same moment.
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False, suffix=".part") as part:
+        part.write(text)
+    Path(part.name).replace(path)
     return path
 
 
