@@ -22,11 +22,16 @@ class TokenTree:
 
     def extend(self, parent: int, ids: Sequence[int]) -> int:
         """Append a path below `parent` (-1: the start); returns the index of its last token."""
-        for token in ids:
-            self.ids.append(token)
-            self.parents.append(parent)
-            parent = len(self.ids) - 1
-        return parent
+        start = len(self.ids)
+        self.ids.extend(ids)
+        self.parents.extend([parent, *range(start, len(self.ids) - 1)][: len(ids)])
+        return len(self.ids) - 1 if ids else parent
+
+    def graft(self, parent: int, ids: Sequence[int], parents: Sequence[int]) -> None:
+        """Append a tree below `parent`: its tokens name each other from 0 on, -1 names `parent`."""
+        start = len(self.ids)
+        self.ids.extend(ids)
+        self.parents.extend([parent if above < 0 else start + above for above in parents])
 
     def __len__(self) -> int:
         return len(self.ids)

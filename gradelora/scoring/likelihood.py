@@ -111,8 +111,7 @@ def _branch(i: int, prompt: Prompt, prefix_length: int, tries: Mapping[str, _Tri
     tree = TokenTree()
     leaf = tree.extend(-1, prompt.ids[prefix_length:])
     trie = tries[prompt.question_key]
-    for token, parent in zip(trie.ids, trie.parents, strict=True):
-        tree.extend(leaf + 1 + parent, [token])
+    tree.graft(leaf, trie.ids, trie.parents)
     return Branch(i, tree, leaf)
 
 
