@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from gradelora.config import TrainConfig
 from gradelora.model.load import Checkpoint, load_base
+from gradelora.train.setup import compile_operator
 from gradelora.train.zero import deepspeed_json
 
 
@@ -57,6 +58,8 @@ def differing(model: Any, checkpoint: Checkpoint) -> int:
 def main() -> None:
     weights, parallel, model = sys.argv[1:]
     config = TrainConfig.model_validate({"device": "cpu", "weights": weights, "parallel": parallel})
+    # As training does: else another run that starts now takes this one's lock for a dead process's.
+    compile_operator()
     deepspeed.init_distributed("gloo", verbose=False)
     dist.barrier()
     before, peak, over = anonymous_bytes(), [0], threading.Event()
