@@ -145,7 +145,7 @@ def outcome_of(bench: Bench, *changes: str) -> dict[str, Any]:
     [
         ("base.revision=nowhere", "nowhere"),
         ("base.repo_id=owner/absent", "owner/absent"),
-        ("train.device=cuda", "asks for 2 GPUs"),
+        ("train.device=cuda", "this machine has no GPU for train"),
         ("train.learnig_rate=1", "did you mean learning_rate?"),
         ("data.files=[absent/*.json]", "absent/*.json"),
         ("train.lora.target_modules=[nothing_proj]", "nothing_proj match no weight"),
