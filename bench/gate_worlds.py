@@ -8,6 +8,7 @@ adapter are drawn alike where they are equally good; a real gain is an adapter w
 much less as moves QWK so far over many questions.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,6 +96,7 @@ def true_gain(adapter_noise: float, matter: bool) -> float:
     return float(qwk_gain(terms(drawn.human, drawn.base, drawn.adapter, np.ones(len(drawn.human))).sum(0)))
 
 
+@functools.cache
 def noise_of(gain: float, matter: bool) -> float:
     """The adapter's noise that makes a true gain, by bisection."""
     low, high = 0.0, BASE_NOISE
@@ -105,8 +107,8 @@ def noise_of(gain: float, matter: bool) -> float:
 
 
 def terms(human: np.ndarray, base: np.ndarray, adapter: np.ndarray, step: np.ndarray) -> np.ndarray:
-    """The sums' terms of both scorers side by side: [N, 2 C]."""
-    return np.hstack([agreement.moments(human, view, step) for view in (base, adapter)])
+    """The sums' terms that QWK reads, of both scorers side by side: [N, 2 C]."""
+    return np.hstack([agreement.moments(human, view, step)[:, : agreement.QWK_COLUMNS] for view in (base, adapter)])
 
 
 def qwk_gain(sums: np.ndarray) -> np.ndarray:

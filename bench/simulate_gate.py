@@ -154,6 +154,8 @@ def main() -> int:
     print(f"{runs} gates a line, {EvaluateConfig().resamples} resamples; the base's noise is {BASE_NOISE}")
     print(f"Equally good: at most {100 * ALPHA:g} % may be promoted, {100 * allowed:.1f} % of {runs} runs.")
     print(f"{'answers':>18} of students true gain measured  promoted   said  loss", flush=True)
+    # A second thread of so small a matrix product only waits for the first, and keeps a core from the other process.
+    os.environ["OMP_NUM_THREADS"] = "1"
     with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
         for world in WORLDS:
             for gain in (0.0, arguments.gain):

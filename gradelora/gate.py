@@ -139,7 +139,7 @@ def _beyond_comparison(champion: Champion, adapter: Adapter) -> str:
 
 def decide(config: GateConfig, comparison: Comparison, bar: str = "") -> Verdict:
     """The two conditions of this module; a pure function of its arguments."""
-    enough = [p for p in comparison.parts if p.items >= MIN_ITEMS and p.gain.value is not None]
+    enough = [p for p in comparison.parts if _judged(p)]
     worse = [p for p in enough if p.gain.value is not None and -p.gain.value > config.max_question_loss]
     losses = tuple(p for p in worse if p.gain.high is not None and p.gain.high < 0)
     low = comparison.gain.low
@@ -156,8 +156,12 @@ def decide(config: GateConfig, comparison: Comparison, bar: str = "") -> Verdict
         comparison=comparison,
         losses=losses,
         doubtful=tuple(p for p in worse if p not in losses),
-        not_judged=tuple(p for p in comparison.parts if p not in enough),
+        not_judged=tuple(p for p in comparison.parts if not _judged(p)),
     )
+
+
+def _judged(part: PartGain) -> bool:
+    return part.items >= MIN_ITEMS and part.gain.value is not None
 
 
 def _in_doubt(config: GateConfig, chance: float | None) -> str:

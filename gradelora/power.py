@@ -45,7 +45,7 @@ def _unbiased(degrees: float) -> float:
 
 def _unharmed(config: GateConfig, part: PartGain, confidence_level: float) -> float:
     """How probably a question that gains as the whole does is not shown to lose too much."""
-    from scipy import stats
+    from scipy import special
 
     from gradelora.evaluate.intervals import t_quantile
 
@@ -53,7 +53,7 @@ def _unharmed(config: GateConfig, part: PartGain, confidence_level: float) -> fl
     if part.kind == "group" or error is None:
         return 1.0
     loss = max(config.max_question_loss, t_quantile(confidence_level, part.worth) * error)
-    return float(stats.norm.cdf((loss + config.expected_gain) / error))
+    return float(special.ndtr((loss + config.expected_gain) / error))
 
 
 def _error(gain: Interval, confidence_level: float, worth: float) -> float | None:

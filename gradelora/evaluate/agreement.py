@@ -19,6 +19,8 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 COLUMNS = ("n", "x", "y", "xx", "yy", "dd", "d", "exact", "adjacent", "step")
+# QWK reads the first ones alone.
+QWK_COLUMNS = 6
 _N, _X, _Y, _XX, _YY, _DD, _D, _EXACT, _ADJACENT, _STEP = range(len(COLUMNS))
 # Half points and sums of them are exact in float64; means of expected scores are not.
 EPSILON = 1e-9

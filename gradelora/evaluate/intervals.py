@@ -21,6 +21,7 @@ where one question has 400 answers and 19 have 20 each, t with 19 degrees errs t
 `bench/simulate_gate.py` prints how often the gate errs.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,6 +99,8 @@ def difference_interval(value: float, resampled: Resampled, *, confidence_level:
     return Interval(value=rounded(value), low=rounded(value - reach), high=rounded(value + reach), reason=reason)
 
 
+# Questions of as many students ask for the same again and again; scipy takes as long as a small bootstrap.
+@functools.lru_cache(maxsize=1024)
 def t_quantile(confidence_level: float, units: float) -> float:
     """How many standard errors a difference's interval reaches to either side."""
     from scipy import stats

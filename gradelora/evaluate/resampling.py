@@ -23,8 +23,10 @@ import numpy as np
 from gradelora.evaluate.agreement import Array
 
 MIN_UNITS = 5
-# Resamples are drawn in blocks of about this many numbers: 32 MB.
+# Resamples are drawn in blocks of about this many numbers: 32 MB.  Four blocks are kept to be read
+# again, and 64 of the small ones: questions and groups are many, with few students each.
 BLOCK = 4_000_000
+SMALL_BLOCK = BLOCK // 16
 Unit = Literal["question", "student", "record"]
 Person = Literal["student", "record"]
 Codes = np.ndarray[Any, np.dtype[np.int64]]
@@ -84,7 +86,8 @@ def draws(count: int, *, resamples: int, seed: int) -> Iterator[Array]:
     The same seed and count give the same draws.
     """
     if resamples * count <= BLOCK:
-        yield _drawn_once(count, resamples, seed)
+        kept = _kept_small if resamples * count <= SMALL_BLOCK else _kept
+        yield kept(count, resamples, seed)
         return
     rng = np.random.default_rng(seed)
     block = max(1, BLOCK // count)
@@ -92,16 +95,20 @@ def draws(count: int, *, resamples: int, seed: int) -> Iterator[Array]:
         yield _drawn(rng, count, min(block, resamples - start))
 
 
-@functools.lru_cache(maxsize=4)
-def _drawn_once(count: int, resamples: int, seed: int) -> Array:
+def _only_block(count: int, resamples: int, seed: int) -> Array:
     """The only block; every figure, scorer and slice with as many units reads the same."""
     weights = _drawn(np.random.default_rng(seed), count, resamples)
     weights.flags.writeable = False
     return weights
 
 
+_kept = functools.lru_cache(maxsize=4)(_only_block)
+_kept_small = functools.lru_cache(maxsize=64)(_only_block)
+
+
 def _drawn(rng: np.random.Generator, count: int, size: int) -> Array:
-    drawn = rng.integers(0, count, size=(size, count)) + np.arange(size)[:, None] * count
+    drawn = rng.integers(0, count, size=(size, count))
+    drawn += np.arange(size)[:, None] * count
     return np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count).astype(np.float64)
 
 
