@@ -25,6 +25,9 @@ ROOT = Path(__file__).parents[1]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts what runs in the background so, and every child would inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# OpenMP's threads spin while they wait for each other: with other tests beside them on the same cores a small
+# model scores many times slower so.  Sleeping changes no figure.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 STAGES = ("fetch tokenizer", "fetch everything", "validate", "encode", "train", "evaluate")
 # Four optimizer steps: enough to go through everything, too few to learn.
 QUICK = ["train.max_steps=4", "train.warmup_steps=1", "evaluate.resamples=200", "merge.enabled=false"]
