@@ -1,5 +1,6 @@
 """Real parts for the slow tests: a tiny gpt-oss on a loopback Hub, a Prefect server and worker."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -55,9 +56,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> EncodedDataset:
 def repositories() -> Path:
     """A folder of Hub repositories with the tiny gpt-oss; built once for this checkout."""
     folder = ROOT / ".cache" / "tests" / "repositories"
-    subprocess.run(
-        [sys.executable, "-m", "gradelora.sandbox.tiny_gpt_oss", str(folder / REPO_ID)], check=True, cwd=ROOT
-    )
+    folder.mkdir(parents=True, exist_ok=True)
+    build = [sys.executable, "-m", "gradelora.sandbox.tiny_gpt_oss", str(folder / REPO_ID)]
+    # The tests beside these would build it once more, and replace it under the Hub that serves it.
+    with (folder.parent / "repositories.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        subprocess.run(build, check=True, cwd=ROOT)
     return folder
 
 
@@ -106,6 +110,9 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory, hub: LoopbackHub) -
         "PREFECT_API_URL": url,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
+        # Who waits for a slot asks again so soon, not after half a minute.
+        "PREFECT_SERVER_CONCURRENCY_MAXIMUM_CONCURRENCY_SLOT_WAIT_SECONDS": "2",
+        "PREFECT_SERVER_SERVICES_REPOSSESSOR_LOOP_SECONDS": "5",
         "HF_ENDPOINT": hub.url,
         "TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR", str(ROOT / ".cache" / "torch_extensions")),
     }
@@ -114,10 +121,8 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory, hub: LoopbackHub) -
     server = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
     try:
         wait_for(lambda: httpx.get(f"{url}/health", timeout=5).is_success, 180, "the Prefect server did not start")
-        started = PrefectServer(env, url)
-        limit = started.run("prefect", "gcl", "create", "gpu", "--limit", "1")
-        assert limit.returncode == 0, limit.stderr
-        yield started
+        httpx.post(f"{url}/v2/concurrency_limits/", json={"name": "gpu", "limit": 1}, timeout=60).raise_for_status()
+        yield PrefectServer(env, url)
     finally:
         end(server)
         log.close()

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -75,8 +75,12 @@ class Deployed:
     def start(self, *overrides: str, deployment: str = "finetune/demo", **parameters: Any) -> str:
         """The id of a new run with the bench's places."""
         given = {"overrides": self.bench.overrides(*overrides), **parameters}
-        command = ["prefect", "deployment", "run", deployment]
-        done = self.bench.server.run(*command, *(f"--param={k}={json.dumps(v)}" for k, v in given.items()))
+        return self.create(deployment, given, {"type": "SCHEDULED"})
+
+    def start_by_command(self, *overrides: str, deployment: str = "finetune/demo") -> str:
+        """The same by `prefect deployment run`, whose start alone takes seconds."""
+        given = json.dumps(self.bench.overrides(*overrides))
+        done = self.bench.server.run("prefect", "deployment", "run", deployment, f"--param=overrides={given}")
         assert done.returncode == 0, done.stdout + done.stderr
         return str(self.runs()[0]["id"])
 
@@ -162,6 +166,18 @@ def processes(*words: str) -> dict[int, str]:
 def ranks(folder: Path) -> dict[int, str]:
     """Training processes that work in this folder."""
     return processes("gradelora.train.rank", str(folder))
+
+
+def hold_training(folder: Path, log: Callable[[], str]) -> None:
+    """Stop the ranks once a checkpoint is sealed in the folder's store: so short a training would end meanwhile."""
+    until = time.monotonic() + 240
+    while not list(folder.glob("store/train/.*/checkpoints/*/manifest.json")):
+        assert time.monotonic() < until, f"no checkpoint was sealed\n{log()}"
+        time.sleep(0.02)
+    held = ranks(folder)
+    for pid in held:
+        os.kill(pid, signal.SIGSTOP)
+    assert held, "training had ended"
 
 
 def kill_engine(folder: Path, stage: str, part: str = "") -> bool:

@@ -1,8 +1,5 @@
 """`prefect deployment run finetune/demo` on a real server with a real worker."""
 
-import os
-import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +9,7 @@ import yaml
 
 from deployments.processes import flow_runs
 from tests.conftest import ROOT, Bench, wait_for
-from tests.deployed import Deployed, adapter_digest, deployed, processes, ranks
+from tests.deployed import Deployed, adapter_digest, deployed, hold_training, processes
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +21,7 @@ def worker(bench: Bench) -> Iterator[Deployed]:
 
 @pytest.mark.slow
 def test_a_users_mistake_is_the_flow_runs_message(worker: Deployed) -> None:
-    done = worker.run("base.revision=nowhere")
+    done = worker.ended(worker.start_by_command("base.revision=nowhere"))
     assert done["state_type"] == "FAILED"
     assert "nowhere" in done["state"]["message"]
 
@@ -33,13 +30,13 @@ def test_a_users_mistake_is_the_flow_runs_message(worker: Deployed) -> None:
 def test_cancelling_in_mid_training_leaves_no_process_and_the_next_run_ends_with_the_undisturbed_adapter(
     worker: Deployed,
 ) -> None:
-    changes, folder = ["train.max_steps=30", "train.save_every=0.1"], worker.bench.folder
-    first = worker.start(*changes)
-    hold_training(worker)
+    changes, folder = ["train.max_steps=16", "train.save_every=0.125"], worker.bench.folder
+    first = worker.start_by_command(*changes)
+    hold_training(folder, lambda: worker.log)
     cancel(worker, first)
     wait_for(lambda: not processes_of(worker, first), 30, f"left: {processes_of(worker, first)}")
     assert not processes(f"{folder}/store")
-    second = worker.ended(worker.start(*changes))
+    second = worker.ended(worker.start_by_command(*changes))
     assert second["state_type"] == "COMPLETED", worker.log
     (sealed,) = [p for p in (folder / "store" / "train").iterdir() if not p.name.startswith(".")]
     assert "resuming from step-" in (sealed / "aside" / "ranks.log").read_text()
@@ -48,18 +45,6 @@ def test_cancelling_in_mid_training_leaves_no_process_and_the_next_run_ends_with
     done = worker.bench.server.run("gradelora.cli", "train", "--config", "deployments/demo.yaml", *settings)
     assert done.returncode == 0, done.stderr
     assert adapter_digest(folder / "store") == adapter_digest(folder / "undisturbed")
-
-
-def hold_training(worker: Deployed) -> None:
-    """Stop the ranks once a checkpoint is sealed: so short a training would end before it is cancelled."""
-    folder, until = worker.bench.folder, time.monotonic() + 240
-    while not list(folder.glob("store/train/.*/checkpoints/*/manifest.json")):
-        assert time.monotonic() < until, f"no checkpoint was sealed\n{worker.log}"
-        time.sleep(0.02)
-    held = ranks(folder)
-    for pid in held:
-        os.kill(pid, signal.SIGSTOP)
-    assert held, "training had ended"
 
 
 def processes_of(worker: Deployed, run_id: str) -> list[int]:

@@ -15,11 +15,12 @@ import pytest
 
 from gradelora.artifacts import sha256_file
 from tests.conftest import QUICK, ROOT
+from tests.deployed import hold_training
 from tests.network import BUCKET, S3, Network, hub_at, needs_namespaces, unplug
 
 pytestmark = [pytest.mark.slow, needs_namespaces()]
-# A checkpoint every third of forty steps: long enough to be killed in the middle.
-TRAINING = [*QUICK, "train.max_steps=40", "train.save_every=0.075", "train.evaluate_every=1"]
+# A checkpoint every third of eighteen steps.
+TRAINING = [*QUICK, "train.max_steps=18", "train.save_every=0.16", "train.evaluate_every=1"]
 
 
 class Place:
@@ -78,6 +79,7 @@ def test_a_machine_lost_in_mid_training_costs_nothing_but_the_steps_since_its_la
     log = place.folder / "a.log"
     a = place.network.start("a", *place.command("a", mirror), env=place.env, log=log)
     try:
+        hold_training(place.folder / "a", log.read_text)
         until = time.monotonic() + 240
         while not [name for name in place.s3.names() if name.endswith("/manifest.json")]:
             assert a.poll() is None, log.read_text()[-4000:]
