@@ -179,7 +179,8 @@ merged = merge(*arguments, out=Path(sys.argv[1]), runtime=Runtime(threads=1))
 peak = [line for line in open("/proc/self/status") if line.startswith("VmHWM")][0].split()[1]
 seconds = time.monotonic() - started
 peak_bytes = 1024 * (int(peak) + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-print(json.dumps({"digest": merged.digest, "seconds": seconds, "peak_bytes": peak_bytes}))
+told = {"digest": merged.digest, "seconds": seconds, "peak_bytes": peak_bytes, "torch": "torch" in sys.modules}
+print(json.dumps(told))
 """
 
 

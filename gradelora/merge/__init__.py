@@ -31,6 +31,7 @@ from gradelora.merge.journal import Journal, is_whole, part_bytes
 from gradelora.merge.planning import plan_products, refuse_lossy
 from gradelora.merge.production import Production
 from gradelora.merge.rest import CONFIG, write_rest
+from gradelora.merge.sealing import read_again
 from gradelora.merge.targets import read_targets, refuse_tied
 from gradelora.receipt import fsync
 
@@ -56,8 +57,8 @@ def merge(
     """A checkpoint like `snapshot` whose targeted weights hold the adapter, resumed by shard.
 
     `out` cannot be loaded before its end: config.json gets there last, after every shard was
-    read back, compared with where it came from and flushed, and after the model scored
-    `config.verify_items` items as `report` says that base and adapter do.
+    flushed, read back from the disk, and after the model scored `config.verify_items` items as
+    `report` says that base and adapter do; with none of these, neither is looked at.
     Raises UnsupportedModel for what cannot be merged exactly, KeyMismatch for an adapter tensor
     without a weight, NotEnoughDisk, Damaged, MergeDiffers.
     """
@@ -83,6 +84,8 @@ def merge(
         files = [FileEntry.model_validate(entry.model_dump(exclude={"survivals"})) for entry in entries]
         packed = config.dtype == "base"
         files += write_rest(snapshot, out, [product.shard for product in products], survivals, packed=packed)
+    if config.verify_items:
+        read_again(out, entries)
     agreed = _agreed(config, report, data, out, runtime)
     (out / ASIDE / CONFIG).replace(out / CONFIG)
     fsync(out)

@@ -1,39 +1,37 @@
-"""The sum of a weight and its LoRA update, bit for bit as PEFT's merge_and_unload makes it on a CPU."""
+"""The sum of a weight and its LoRA update, bit for bit as PEFT's merge_and_unload makes it on a CPU.
+
+Linear layers need no torch (gradelora.merge.matmul says why); experts do.
+"""
 
 import contextlib
 import ctypes
-import math
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from types import ModuleType
+from typing import TypeVar
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
-from gradelora.merge import experts
 from gradelora.merge.checkpoint import Tensor
+from gradelora.merge.floats import bytes_of, read_float32, read_rows, round_into, widened
+from gradelora.merge.matmul import multiply
 from gradelora.merge.regions import Bench
 from gradelora.merge.targets import ExpertTarget, Target
-from gradelora.merge.tensors import bytes_of, check_finite, read, read_rows
 
 T = TypeVar("T")
 # From malloc.h.
 M_MMAP_THRESHOLD = -3
 MMAP_THRESHOLD_BYTES = 2**20
-# So much of a weight is widened to float32 at a time: it stays in the processor's cache.
-PIECE_ELEMENTS = 2**17
-# So much of a weight is read, updated and handed on at a time.
-ROWS_ELEMENTS = 2**21
+# So much of a weight is read, updated and handed on at a time: in float32 it stays in the processor's cache.
+PART_ELEMENTS = 2**16
 
 
 class Arithmetic:
-    """The sums of one merge, one at a time, on `threads` CPU threads.
-
-    The float32 update is kept in one block for all weights: asking the system for a new one
-    each time costs several times the product itself.
-    """
+    """The sums of one merge, one at a time, on `threads` CPU threads."""
 
     def __init__(self, threads: int) -> None:
-        _prepare(threads)
-        self._block = torch.empty(0)
+        self._threads = threads
+        _return_freed_memory()
 
     def merged(self, target: Target, bench: Bench) -> Iterator[memoryview]:
         """The new data of `target.weight`, some rows at a time: memory is not that of a vocabulary.
@@ -42,57 +40,58 @@ class Arithmetic:
         W = (W.float() + B @ A * scale).to(W.dtype).  DoRA: variants.py, DoraLinearVariant.
         Raises UnsupportedModel where the sum is not finite.
         """
-        factors = [target.lora_a, target.lora_b, *([target.magnitude] if target.magnitude else [])]
-        lora_a, lora_b, *magnitude = (read(bench.adapter, factor).float() for factor in factors)
+        lora_a, lora_b = (read_float32(bench.adapter, factor) for factor in (target.lora_a, target.lora_b))
+        magnitude = read_float32(bench.adapter, target.magnitude) if target.magnitude else None
         rows, columns = target.weight.shape
         # Parts alike: a last one of a single row would be multiplied by another kernel.
-        parts = max(1, rows * columns // ROWS_ELEMENTS)
-        for part in torch.arange(rows).tensor_split(parts):
-            with bench.turn:
+        parts = max(1, rows * columns // PART_ELEMENTS)
+        summed = np.empty((-(-rows // parts), columns), np.float32)
+        for part in np.array_split(np.arange(rows), parts):
+            # What is not finite is refused, not warned of.
+            with bench.turn, np.errstate(over="ignore", invalid="ignore", divide="ignore"):
                 first, last = int(part[0]), int(part[-1]) + 1
                 weight = read_rows(bench.base(target.weight.file), target.weight, first, last)
-                delta = self._delta(lora_b[first:last], lora_a, target.scale)
-                if magnitude:
-                    summed = weight + delta
-                    factor = magnitude[0][first:last] / torch.linalg.norm(summed, dim=1)
-                    merged = (factor.view(-1, 1) * summed).to(weight.dtype)
-                else:
-                    merged = _add(weight, delta)
-                check_finite(target.weight.name, merged)
-            yield bytes_of(merged)
+                delta = self._delta(lora_b[first:last], lora_a, target.scale, summed)
+                delta += widened(weight)
+                if magnitude is not None:
+                    delta *= (magnitude[first:last] / np.linalg.norm(delta, axis=1))[:, None]
+                round_into(weight, delta, target.weight)
+            yield bytes_of(weight)
 
     def requantized(self, target: ExpertTarget, bench: Bench) -> Iterator[tuple[memoryview, memoryview]]:
         """Blocks and scales of one expert after another; what they keep of the update goes to `bench`."""
+        experts = self._experts()
         factors = experts.Factors(target, bench.adapter)
         made = experts.requantized(target, factors, lambda tensor: bench.base(tensor.file))
         for blocks, scales, survival in _in_turn(made, bench):
             bench.survivals.append(survival)
-            yield bytes_of(blocks), bytes_of(scales)
+            yield blocks, scales
 
     def experts_bf16(
         self, shape: tuple[int, int, int], stored: tuple[Tensor, ...], target: ExpertTarget | None, bench: Bench
     ) -> Iterator[memoryview]:
         """One expert's matrix after another, in bf16.  Raises UnsupportedModel where a sum is not finite."""
+        experts = self._experts()
         factors = experts.Factors(target, bench.adapter) if target else None
-        made = experts.in_bf16(shape, stored, factors, lambda tensor: bench.base(tensor.file))
-        for matrix in _in_turn(made, bench):
-            yield bytes_of(matrix)
+        yield from _in_turn(experts.in_bf16(shape, stored, factors, lambda tensor: bench.base(tensor.file)), bench)
 
-    def _delta(self, lora_b: Any, lora_a: Any, scale: float) -> Any:
-        """B[R', r] @ A[r, in] * scale in float32, valid until the next call."""
-        shape = len(lora_b), lora_a.shape[1]
-        if self._block.numel() < math.prod(shape):
-            self._block = torch.empty(math.prod(shape))
-        delta = self._block[: math.prod(shape)].view(shape)
-        torch.mm(lora_b, lora_a, out=delta)
-        return delta.mul_(scale)
+    def _experts(self) -> ModuleType:
+        """gradelora.merge.experts, which imports torch."""
+        import torch
 
+        from gradelora.merge import experts
 
-def _add(weight: Any, delta: Any) -> Any:
-    """`weight` plus `delta`, in place: widened, added and rounded once."""
-    for narrow, wide in zip(weight.view(-1).split(PIECE_ELEMENTS), delta.view(-1).split(PIECE_ELEMENTS), strict=True):
-        narrow.copy_(wide.add_(narrow))
-    return weight
+        torch.set_num_threads(self._threads)
+        return experts
+
+    def _delta(
+        self, lora_b: NDArray[np.float32], lora_a: NDArray[np.float32], scale: float, room: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """B[R', r] @ A[r, in] * scale, in the first rows of `room`."""
+        delta = room[: len(lora_b)]
+        multiply(lora_b, lora_a, delta, self._threads)
+        delta *= np.float32(scale)
+        return delta
 
 
 def _in_turn(made: Iterator[T], bench: Bench) -> Iterator[T]:
@@ -105,13 +104,12 @@ def _in_turn(made: Iterator[T], bench: Bench) -> Iterator[T]:
         yield one
 
 
-def _prepare(threads: int) -> None:
-    """CPU threads of a matrix product; and freed weights go back to the system at once.
+def _return_freed_memory() -> None:
+    """Freed weights go back to the system at once.
 
     glibc raises its threshold for mmap with every large block that is freed, up to 32 MiB, and
     then keeps such blocks, thread by thread; a threshold that is set stays (man 3 mallopt).
     """
-    torch.set_num_threads(threads)
     # Another C library has no mallopt, and needs none.
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)

@@ -13,7 +13,7 @@ from gradelora.errors import UnsupportedModel
 from gradelora.merge.checkpoint import Tensor
 from gradelora.merge.regions import Survival
 from gradelora.merge.targets import ExpertTarget
-from gradelora.merge.tensors import check_finite, read, read_first
+from gradelora.merge.tensors import bytes_of, check_finite, read, read_first
 from gradelora.model.mxfp4 import dequantize, requantize
 
 # Weights that are widened to float32 at a time.
@@ -44,8 +44,8 @@ class Factors:
 
 def in_bf16(
     shape: tuple[int, int, int], stored: tuple[Tensor, ...], factors: Factors | None, opened: Opened
-) -> Iterator[Any]:
-    """Every expert's matrix [K, R] in bf16: W, or W + D.
+) -> Iterator[memoryview]:
+    """The bytes of every expert's matrix [K, R] in bf16: W, or W + D.
 
     PEFT rounds the update to bf16 before it adds; so does this, that both agree bit for bit.
     """
@@ -55,10 +55,12 @@ def in_bf16(
         if factors is not None:
             weight += factors.matrix(expert).to(torch.bfloat16)
             check_finite(f"{factors.name}, expert {expert}", weight)
-        yield weight
+        yield bytes_of(weight)
 
 
-def requantized(target: ExpertTarget, factors: Factors, opened: Opened) -> Iterator[tuple[Any, Any, Survival]]:
+def requantized(
+    target: ExpertTarget, factors: Factors, opened: Opened
+) -> Iterator[tuple[memoryview, memoryview, Survival]]:
     """Every expert's blocks [R, K/32, 16] and scales [R, K/32] nearest to W + D, and what of D they kept."""
     E, K, R = target.shape
     step = max(2, PIECE_ELEMENTS // K // 2 * 2)
@@ -76,7 +78,7 @@ def requantized(target: ExpertTarget, factors: Factors, opened: Opened) -> Itera
             along += _dot(change, update)
             change -= update
             lost += _dot(change, change)
-        yield blocks, scales, _survival(target.name, expert, updated, lost, along)
+        yield bytes_of(blocks), bytes_of(scales), _survival(target.name, expert, updated, lost, along)
 
 
 def _dequantized(blocks: Any, scales: Any) -> Any:

@@ -6,11 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 from gradelora.artifacts import Frozen
-from gradelora.merge.checkpoint import Shard, Tensor
-from gradelora.merge.targets import ADAPTER_WEIGHTS, ExpertTarget, Target
+from gradelora.merge.checkpoint import Shard
+from gradelora.merge.mapped import Mapped
+from gradelora.merge.targets import ADAPTER_WEIGHTS
+
+if TYPE_CHECKING:
+    from gradelora.merge.arithmetic import Arithmetic
 
 
 class Survival(Frozen):
@@ -28,31 +32,17 @@ class Survival(Frozen):
     projection: float | None
 
 
-class Adding(Protocol):
-    """Who adds: gradelora.merge.arithmetic here, or gradelora.merge.apart in a process of its own."""
-
-    def merged(self, target: Target, bench: "Bench") -> Iterator[memoryview]:
-        """The new data of one weight, some rows at a time."""
-
-    def requantized(self, target: ExpertTarget, bench: "Bench") -> Iterator[tuple[memoryview, memoryview]]:
-        """Blocks and scales of one expert after another."""
-
-    def experts_bf16(
-        self, shape: tuple[int, int, int], stored: tuple[Tensor, ...], target: ExpertTarget | None, bench: "Bench"
-    ) -> Iterator[memoryview]:
-        """One expert's matrix after another."""
-
-
 class Bench:
     """What one shard's weights are made with: open files, who adds, and what is remembered meanwhile.
 
     `turn` lets one part be made at a time, so that memory is that of one.
     """
 
-    def __init__(self, base: Path, adapter: Path, arithmetic: Adding, turn: threading.Lock) -> None:
+    def __init__(self, base: Path, adapter: Path, arithmetic: "Arithmetic", turn: threading.Lock) -> None:
         self._folders = {"base": base, "adapter": adapter}
         self.arithmetic, self.turn = arithmetic, turn
         self._open: dict[Path, int] = {}
+        self._mapped: dict[str, Mapped] = {}
         self.kept: dict[str, Sequence[memoryview]] = {}
         self.survivals: list[Survival] = []
 
@@ -69,6 +59,7 @@ class Bench:
         for file in self._open.values():
             os.close(file)
         self._open.clear()
+        self._mapped.clear()
 
     @property
     def adapter(self) -> int:
@@ -78,6 +69,12 @@ class Bench:
     def base(self, shard: str) -> int:
         """A shard of the base, open for reading."""
         return self._descriptor(self._folders["base"] / shard)
+
+    def mapped(self, shard: str) -> Mapped:
+        """A shard of the base as memory."""
+        if shard not in self._mapped:
+            self._mapped[shard] = Mapped(self.base(shard))
+        return self._mapped[shard]
 
     def _descriptor(self, path: Path) -> int:
         if path not in self._open:

@@ -1,139 +1,168 @@
-"""One shard at a time: copied ahead, filled in and read back in one pass.
+"""One shard in one pass: what the file system shares is shared, the rest read or made, hashed and written.
 
-A shard is written under `<name>.part` and renamed when its bytes were read back, found right
-and flushed, so a shard under its own name is whole.  The journal holds the hashes of those: a
-run that was killed goes on behind them.
+A shard is written under `<name>.part` and renamed when it was flushed, so a shard under its own
+name is whole.  The journal holds the hashes of those: a run that was killed goes on behind them.
+The hash is of what was meant to be written; `read_again` holds the disk against it.
 """
 
-import errno
 import hashlib
+import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from gradelora.artifacts import sha256_file
 from gradelora.errors import Damaged
-from gradelora.merge.blocks import reserve
+from gradelora.merge.blocks import BLOCK_BYTES, share, whole_blocks, write
 from gradelora.merge.journal import Entry
-from gradelora.merge.mapped import Mapped, address_of
 from gradelora.merge.regions import Bench, Copied, Made, Product
 
-PIECE_BYTES = 2**20
-COPY_BYTES = 2**30
-# Of the file systems that can share them, and of memory's pages.
-BLOCK_BYTES = 4096
+# What is made and what lies otherwise in the base is gathered to so much before it is written.
+ROOM_BYTES = 2**20
+READERS = 4
+# Called all along; raises where the work is over.
+GoOn = Callable[[], None]
 
 
-def copy_ahead(product: Product, base: Path, part: Path) -> int:
-    """A new file of the shard's size with everything that is the base's; returns its descriptor."""
-    written = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-    try:
-        reserve(written, product.shard.size)
-        with (base / product.shard.name).open("rb") as source:
-            for region in product.regions:
-                if isinstance(region, Copied):
-                    copy(source.fileno(), written, region)
-    except BaseException:
-        os.close(written)
-        raise
-    return written
+def take_over(product: Product, written: int, base: Path) -> list[tuple[int, int]]:
+    """The ranges of an empty file that now lie on the base's own blocks of the disk."""
+    with (base / product.shard.name).open("rb") as source:
+        return [
+            (start, end)
+            for region, start, end in _whole_blocks(product)
+            if share(source.fileno(), written, start + region.source - region.start, start, end - start)
+        ]
 
 
-def fill_and_read_back(product: Product, written: int, bench: Bench, *, write: bool) -> Entry:
-    """Put in what is made anew, and hash the whole file in the same pass; returns its entry.
+def fill(product: Product, written: int, shared: Sequence[tuple[int, int]], bench: Bench, go_on: GoOn) -> str:
+    """Write what is not shared; returns the sha256 of the whole shard.
 
-    Every byte is compared with where it came from as the kernel holds it, which is what it
-    writes to the disk.  `write=False` only compares.  Raises Damaged.
+    Raises Damaged for a base that ends early and for weights of another size than theirs.
     """
-    shard = product.shard
-    made, digest = Mapped(written, shard.size), hashlib.sha256()
-    copied = any(isinstance(region, Copied) for region in product.regions)
-    source = bench.base(shard.name) if copied else -1
-    base = Mapped(source, os.fstat(source).st_size) if copied else made
+    digest, position = hashlib.sha256(), 0
+    for block in _contents(product, bench):
+        go_on()
+        digest.update(block[: product.shard.size - position])
+        for start, end in gaps(shared, position, position + len(block)):
+            write(written, start, block[start - position : end - position])
+        position += len(block)
+    return digest.hexdigest()
+
+
+def flush(product: Product, written: int) -> int:
+    """Bring a filled shard to the disk; returns the time that it bears, in nanoseconds."""
+    # Its last block was written whole.
+    os.ftruncate(written, product.shard.size)
+    os.fsync(written)
+    return os.fstat(written).st_mtime_ns
+
+
+def entry_of(product: Product, sha256: str, mtime_ns: int, bench: Bench) -> Entry:
+    """What the journal says of a shard."""
+    shard, survivals = product.shard, tuple(bench.survivals)
+    return Entry(name=shard.name, size=shard.size, mtime_ns=mtime_ns, sha256=sha256, survivals=survivals)
+
+
+def compare(product: Product, path: Path, bench: Bench, go_on: GoOn) -> Entry:
+    """The entry of a shard that lies there, made anew in memory.  Raises Damaged where it differs."""
+    digest, position = hashlib.sha256(), 0
+    with path.open("rb") as there:
+        for block in _contents(product, bench):
+            go_on()
+            expected = block[: product.shard.size - position]
+            if there.read(len(expected)) != expected:
+                raise Damaged(f"{path}: differs within {ROOM_BYTES} bytes from {position}; check the disk, run again")
+            digest.update(expected)
+            position += len(expected)
+        return entry_of(product, digest.hexdigest(), os.fstat(there.fileno()).st_mtime_ns, bench)
+
+
+def read_again(folder: Path, entries: Sequence[Entry]) -> None:
+    """Hash what lies on the disk.
+
+    Raises Damaged naming the shards that are not what was written, after removing them.
+    """
+    with ThreadPoolExecutor(READERS) as pool:
+        hashes = pool.map(lambda entry: sha256_file(folder / entry.name), entries)
+        wrong = [entry.name for entry, sha256 in zip(entries, hashes, strict=True) if sha256 != entry.sha256]
+    for name in wrong:
+        (folder / name).unlink()
+    if wrong:
+        raise Damaged(
+            f"{folder}: {', '.join(wrong)} read back differently than written; removed; check the disk, run again"
+        )
+
+
+def gaps(shared: Sequence[tuple[int, int]], start: int, end: int) -> Iterator[tuple[int, int]]:
+    """What of bytes [start, end) lies in none of the ranges `shared`, which are in order."""
+    for first, last in shared:
+        if last > start and first < end:
+            if start < first:
+                yield start, first
+            start = last
+    if start < end:
+        yield start, end
+
+
+def _whole_blocks(product: Product) -> Iterator[tuple[Copied, int, int]]:
+    """The regions with whole blocks in them that lie alike in the base, and which bytes [start, end) these are."""
     for region in product.regions:
-        if isinstance(region, Copied):
-            _compare(made, base, region, digest.update, shard.name)
-        else:
-            _fill(made, written if write else None, region, bench, digest.update, shard.name)
-    return Entry(
-        name=shard.name,
-        size=shard.size,
-        mtime_ns=os.fstat(written).st_mtime_ns,
-        sha256=digest.hexdigest(),
-        survivals=tuple(bench.survivals),
-    )
+        if isinstance(region, Copied) and (region.source - region.start) % BLOCK_BYTES == 0:
+            start, end = whole_blocks(region.start, region.end)
+            if start < end:
+                yield region, start, end
 
 
-def _compare(made: Mapped, base: Mapped, region: Copied, update: Callable[[memoryview], None], name: str) -> None:
-    position, shift = region.start, region.source - region.start
-    for piece in made.pieces(region.start, region.end):
-        there = position + shift
-        if not made.equals(base.address(there), position, position + len(piece)):
-            raise Damaged(
-                f"{name}: differs from the base between bytes {region.start} and {region.end}; "
-                "check the disk, run again"
-            )
-        base.release(there, there + len(piece))
-        update(piece)
-        position += len(piece)
+def _contents(product: Product, bench: Bench) -> Iterator[memoryview]:
+    """All bytes of a shard from its beginning, in parts of whole blocks; the last one is filled up.
 
-
-def _fill(
-    made: Mapped, written: int | None, region: Made, bench: Bench, update: Callable[[memoryview], None], name: str
-) -> None:
-    position = region.start
-    for data in region.pieces(bench):
-        if written is not None:
-            _write(written, position, data)
-        start, address = position, address_of(data)
-        for piece in made.pieces(start, start + len(data)):
-            if not made.equals(address + position - start, position, position + len(piece)):
-                raise Damaged(f"{name}: {region.name} reads back differently; check the disk and run again")
-            update(piece)
-            position += len(piece)
-    if position != region.end:
-        sizes = f"{position - region.start} bytes made, {region.end - region.start} needed"
-        raise Damaged(f"{name}: {region.name}: {sizes}; delete the folder and merge again")
-
-
-def _write(file: int, position: int, data: memoryview) -> None:
-    """Write all of `data`: one call writes at most 2 GiB."""
-    while data:
-        count = os.pwrite(file, data, position)
-        data, position = data[count:], position + count
-
-
-def read_into(file: int, buffer: memoryview, position: int) -> None:
-    """Fill `buffer` from `position` on.  Raises Damaged where the file ends before."""
-    rest = buffer
-    while rest:
-        count = os.preadv(file, [rest], position)
-        if count == 0:
-            raise Damaged(f"a file ended {len(rest)} bytes before its tensor did; check the disk and run again")
-        rest, position = rest[count:], position + count
-
-
-def copy(source: int, target: int, region: Copied) -> None:
-    """A region from one descriptor to the other inside the kernel; its whole blocks are shared where it can.
-
-    XFS and Btrfs share blocks that lie alike in both files, and copy a request that begins or ends within one.
+    Each is valid until the next one is asked for.  What lies alike in the base is never copied in memory.
     """
-    size = region.end - region.start
-    alike = (region.source - region.start) % BLOCK_BYTES == 0
-    head = min(-region.start % BLOCK_BYTES, size) if alike else 0
-    tail = (size - head) % BLOCK_BYTES if alike else 0
-    for first, last in ((0, head), (head, size - tail), (size - tail, size)):
-        _copy(source, target, region.source + first, region.start + first, last - first)
+    room = Room()
+    whole = {region: (start, end) for region, start, end in _whole_blocks(product)}
+    for region in product.regions:
+        if isinstance(region, Made):
+            yield from room.filled_with(_made(region, product.shard.name, bench))
+            continue
+        base, shift = bench.mapped(product.shard.name), region.source - region.start
+        start, end = whole.get(region, (region.end, region.end))
+        yield from room.filled_with(base.pieces(region.source, start + shift))
+        if start < end:
+            yield from room.rest()
+            yield from base.pieces(start + shift, end + shift)
+        yield from room.filled_with(base.pieces(end + shift, region.end + shift))
+    yield from room.rest()
 
 
-def _copy(source: int, target: int, there: int, here: int, size: int) -> None:
-    """`size` bytes from `there` to `here`; by reading and writing on file systems that cannot do it themselves."""
-    while size:
-        try:
-            moved = os.copy_file_range(source, target, min(COPY_BYTES, size), there, here)
-        except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
-                raise
-            moved = os.pwrite(target, os.pread(source, min(PIECE_BYTES, size), there), here)
-        if moved == 0:
-            raise Damaged(f"the base's file ended after {there} bytes; fetch the base model again")
-        there, here, size = there + moved, here + moved, size - moved
+def _made(region: Made, shard: str, bench: Bench) -> Iterator[memoryview]:
+    needed = region.end - region.start
+    for data in region.pieces(bench):
+        yield data
+        needed -= len(data)
+    if needed:
+        raise Damaged(f"{shard}: {region.name}: {needed} bytes too few were made; delete the folder and merge again")
+
+
+class Room:
+    """Memory of its own pages, as direct writes need, in which parts are gathered."""
+
+    def __init__(self) -> None:
+        self._bytes, self._filled = memoryview(mmap.mmap(-1, ROOM_BYTES)), 0
+
+    def filled_with(self, parts: Iterator[memoryview]) -> Iterator[memoryview]:
+        """Gather `parts`; gives all of the room each time it is full."""
+        for part in parts:
+            while part:
+                count = min(len(part), ROOM_BYTES - self._filled)
+                self._bytes[self._filled : self._filled + count] = part[:count]
+                part, self._filled = part[count:], self._filled + count
+                if self._filled == ROOM_BYTES:
+                    yield self._bytes
+                    self._filled = 0
+
+    def rest(self) -> Iterator[memoryview]:
+        """What is gathered, filled up to a whole block."""
+        if self._filled:
+            yield self._bytes[: self._filled + -self._filled % BLOCK_BYTES]
+            self._filled = 0

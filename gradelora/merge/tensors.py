@@ -5,8 +5,8 @@ from typing import Any
 import torch
 
 from gradelora.errors import UnsupportedModel
+from gradelora.merge.blocks import read_into
 from gradelora.merge.checkpoint import Tensor
-from gradelora.merge.sealing import read_into
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "U8": torch.uint8}
 

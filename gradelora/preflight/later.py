@@ -36,8 +36,8 @@ STAGES_OF = {EVALUATION: ("evaluate",), MERGE: ("merge",), VERIFYING: ("merge",)
 HOST_CONTEXT_BYTES = 5_000_000_000
 # gradelora.scoring.branches: answers of a pass for each row allowed.
 ANSWERS_PER_ROW = 8
-# torch alone, without transformers and deepspeed: measured by bench/bench_merge.py.
-MERGE_CONTEXT_BYTES = 300_000_000
+# Measured by bench/bench_merge.py; experts need torch, though neither transformers nor deepspeed.
+MERGE_CONTEXT_BYTES, EXPERTS_CONTEXT_BYTES = 200_000_000, 300_000_000
 # gradelora.merge.verify leaves the rest of what is free to activations.
 VERIFYING_SHARE = 0.85
 
@@ -48,7 +48,7 @@ def later_stages(run: RunConfig, work: Workload, size: ModelSize, hardware: Hard
     if run.train.best == "validation_qwk":
         plans.append(plan_judging(run, work, size, hardware))
     if run.merge.enabled:
-        plans.append(plan_merge(size, hardware))
+        plans.append(plan_merge(run, size, hardware))
         if run.merge.verify_items:
             plans.append(plan_verifying(run, work, size, hardware))
     if run.train.device == "cuda":
@@ -204,14 +204,18 @@ def _pass_sizes(runtime: Runtime, work: Workload, size: ModelSize, width: int) -
     return max(SCORES_AT_WORK * scores * width, experts), keys_values, answers * (work.candidate_tokens + 1)
 
 
-def plan_merge(size: ModelSize, hardware: Hardware) -> MemoryPlan:
-    """An expert's matrix in fp32, beside its delta and their sum; of other weights some rows at a time take less."""
-    largest = size.hidden * max(size.heads * size.head_dim, size.active_intermediate)
-    needs = (Need(what="one weight, its delta, their sum", bytes=3 * 4 * largest),)
+def plan_merge(run: RunConfig, size: ModelSize, hardware: Hardware) -> MemoryPlan:
+    """An expert's matrix in fp32, beside its delta and their sum; other weights pass some rows at a time."""
+    context = MERGE_CONTEXT_BYTES
+    needs: tuple[Need, ...] = ()
+    if run.merge.dtype == "bf16" or run.train.lora.target_parameters:
+        largest = size.hidden * max(size.heads * size.head_dim, size.active_intermediate)
+        context = EXPERTS_CONTEXT_BYTES
+        needs = (Need(what="one weight, its delta, their sum", bytes=3 * 4 * largest),)
     return MemoryPlan(
         mode=MERGE,
         device="host",
         processes_per_device=1,
         available_bytes=hardware.host_bytes,
-        needs=(*needs, Need(what="context", bytes=MERGE_CONTEXT_BYTES)),
+        needs=(*needs, Need(what="context", bytes=context)),
     )
