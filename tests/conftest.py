@@ -110,9 +110,10 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory, hub: LoopbackHub) -
         "PREFECT_API_URL": url,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
-        # Who waits for a slot asks again so soon, not after half a minute.
+        # Who waits for a slot asks again soon, and the server looks for dead ones' slots and due runs: not each minute.
         "PREFECT_SERVER_CONCURRENCY_MAXIMUM_CONCURRENCY_SLOT_WAIT_SECONDS": "2",
         "PREFECT_SERVER_SERVICES_REPOSSESSOR_LOOP_SECONDS": "5",
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "10",
         "HF_ENDPOINT": hub.url,
         "TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR", str(ROOT / ".cache" / "torch_extensions")),
     }

@@ -1,5 +1,6 @@
 """`prefect deployment run finetune/demo` on a real server with a real worker."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +41,8 @@ def test_cancelling_in_mid_training_leaves_no_process_and_the_next_run_ends_with
     assert second["state_type"] == "COMPLETED", worker.log
     (sealed,) = [p for p in (folder / "store" / "train").iterdir() if not p.name.startswith(".")]
     assert "resuming from step-" in (sealed / "aside" / "ranks.log").read_text()
+    for stage in ("fetch", "validate", "encode"):
+        shutil.copytree(folder / "store" / stage, folder / "undisturbed" / stage)
     elsewhere = worker.bench.overrides(*changes, f"store.root={folder}/undisturbed")
     settings = [part for change in elsewhere for part in ("--set", change)]
     done = worker.bench.server.run("gradelora.cli", "train", "--config", "deployments/demo.yaml", *settings)
