@@ -5,7 +5,8 @@ score of an answer is its true quality plus noise, cut into points.  A scorer do
 own noise, in every question with its own bias and precision, and towards every student with its own
 bias: that is what makes answers of one question, and those of one student, dependent.  Base and
 adapter are drawn alike where they are equally good; a real gain is an adapter with less noise, as
-much less as moves QWK so far over many questions.
+much less as moves QWK so far over many questions.  Equally good scorers still differ in a single
+question, unless questions are `alike`; in a ruined one the adapter scores at random.
 """
 
 import functools
@@ -16,6 +17,7 @@ import numpy as np
 from gradelora.evaluate import agreement
 from gradelora.evaluate.items import Items
 from gradelora.evaluate.predictions import Prediction
+from gradelora.evaluate.resampling import sums_by
 
 RATER_NOISE = 0.35
 QUESTION_BIAS_SD = 0.25
@@ -23,16 +25,22 @@ STUDENT_BIAS_SD = 0.4
 PRECISION_SD = 0.3
 BASE_NOISE = 0.9
 ABILITY_SD = 0.6
+RANDOM_SD = 1.2
 
 
 @dataclass(frozen=True)
 class World:
-    """`sizes[Q]` of `students` answer each question; `matter`: answers of one depend; `named`: the data say whose."""
+    """`sizes[Q]` of `students` answer each question; `matter`: answers of one depend; `named`: the data say whose.
+
+    `alike`: a scorer is as good in one question as in another; `ruined`: in how many the adapter scores at random.
+    """
 
     sizes: tuple[int, ...]
     students: int
     matter: bool
     named: bool
+    alike: bool = False
+    ruined: int = 0
 
     @property
     def name(self) -> str:
@@ -62,11 +70,12 @@ def even(questions: int, students: int, matter: bool, named: bool) -> World:
     return World((students,) * questions, students, matter, named)
 
 
-def scored(rng: np.random.Generator, quality_QS: np.ndarray, noise: float, matter: bool) -> np.ndarray:
+def scored(rng: np.random.Generator, quality_QS: np.ndarray, noise: float, world: World) -> np.ndarray:
     """A scorer's view of the true quality [Q, S] before it is cut into points."""
     questions, students = quality_QS.shape
-    bias = rng.normal(0, QUESTION_BIAS_SD, (questions, 1)) + matter * rng.normal(0, STUDENT_BIAS_SD, (1, students))
-    spread = noise * np.exp(rng.normal(0, PRECISION_SD, (questions, 1)))
+    of_question = (not world.alike) * rng.normal(0, QUESTION_BIAS_SD, (questions, 1))
+    bias = of_question + world.matter * rng.normal(0, STUDENT_BIAS_SD, (1, students))
+    spread = noise * np.exp((not world.alike) * rng.normal(0, PRECISION_SD, (questions, 1)))
     return quality_QS + bias + spread * rng.standard_normal(quality_QS.shape)
 
 
@@ -84,8 +93,11 @@ def draw(seed: int, world: World, adapter_noise: float) -> Drawn:
         return np.clip(np.round((view / 4 + 0.5) * maximum), 0, maximum)
 
     human = points(quality + RATER_NOISE * rng.standard_normal(quality.shape))
-    base, adapter = (points(scored(rng, quality, noise, world.matter)) for noise in (BASE_NOISE, adapter_noise))
+    base, adapter = (points(scored(rng, quality, noise, world)) for noise in (BASE_NOISE, adapter_noise))
     took = np.array([rng.permutation(students) < size for size in world.sizes])
+    # The last draw: the other questions are those of the same world without a ruined one.
+    at_random = points(rng.normal(0, RANDOM_SD, quality.shape))
+    adapter[: world.ruined] = at_random[: world.ruined]
     question, student = np.nonzero(took)
     return Drawn(question, student, maximum[question, 0], human[took], base[took], adapter[took])
 
@@ -94,6 +106,14 @@ def true_gain(adapter_noise: float, matter: bool) -> float:
     """QWK of the adapter less that of the base over many questions and students."""
     drawn = draw(0, even(1500, 300, matter, named=False), adapter_noise)
     return float(qwk_gain(terms(drawn.human, drawn.base, drawn.adapter, np.ones(len(drawn.human))).sum(0)))
+
+
+def true_loss(adapter_noise: float) -> float:
+    """What the adapter loses in a ruined question, the mean over many with many students."""
+    world = World((300,) * 400, 300, matter=False, named=False, ruined=400)
+    drawn = draw(0, world, adapter_noise)
+    both = terms(drawn.human, drawn.base, drawn.adapter, np.ones(len(drawn.human)))
+    return -float(np.mean(qwk_gain(sums_by(drawn.question, both))))
 
 
 @functools.cache
@@ -172,4 +192,8 @@ WORLDS = (
     World(*SPREAD, matter=True, named=True),
     World(*ONE_LARGE, matter=False, named=False),
     World(*ONE_LARGE, matter=True, named=True),
+    even(60, 20, matter=False, named=False),
+    even(60, 20, matter=True, named=True),
 )
+# Where a single question is looked at: few and many, with few and many answers.
+SHAPES = tuple(even(*shape, matter=False, named=False) for shape in ((20, 20), (60, 20), (20, 60)))

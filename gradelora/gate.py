@@ -2,10 +2,10 @@
 
 Two conditions, both on `gate.split`:
 1. The lower bound of the QWK gain's interval lies above `gate.margin`.
-2. No question and no group with at least MIN_ITEMS items loses more than
-   `gate.max_question_loss` QWK.  A loss counts where its own interval lies below 0 as well:
-   with 14 answers a question, two equally good scorers differ by 0.3 QWK in one question out
-   of ten by chance alone.  A loss that its interval does not bear out is listed, and stops nothing.
+2. No question and no group with at least MIN_ITEMS items is shown to lose more than
+   `gate.max_question_loss` QWK: its own interval lies below 0, and still does after Holm's
+   correction for as many questions or groups as there are (`gradelora.losses`).  What loses as much
+   without that is listed, and stops nothing.
 
 The rival is the champion of the deployment, or the base where there is none.  Where the data have
 changed since the champion was evaluated, it is evaluated on the new data: to beat the base is not
@@ -21,20 +21,23 @@ from gradelora.champion import Champion, ChampionChanged, Champions, promote, re
 from gradelora.comparison import Comparison, PartGain, compare_with_base, compare_with_champion, measured_on
 from gradelora.config import EvaluateConfig, GateConfig
 from gradelora.errors import Damaged
+from gradelora.losses import Losses, judged, losses_of, worth_a_look
 from gradelora.power import power
 from gradelora.receipt import verify
 
-MIN_ITEMS = 10
 # The report of a champion's adapter on the items that the new one was evaluated on.
 Examine = Callable[[Champion], EvalReport]
+# So many parts are named in a sentence, the worst first.
+NAMED = 3
 
 
 class Verdict(Frozen):
     """Promote or refuse, in one sentence with its figures.
 
     `bar` forbids promotion whatever the figures, and says why; empty where nothing does.
-    `losses` are the parts that refuse the adapter, `doubtful` those that lost as much without
-    their interval bearing it out, `not_judged` those with fewer than MIN_ITEMS items or no QWK.
+    `losses` are the parts that refuse the adapter, `doubtful` those that lost as much without being
+    shown to, `not_judged` those with fewer than MIN_ITEMS items or no QWK.  Of the `tested` parts,
+    `by_chance` are expected to lose as much with an interval below 0 where both are equally good.
     `power` is the probability that items like these let a true gain of `expected_gain` pass.
     """
 
@@ -49,6 +52,8 @@ class Verdict(Frozen):
     losses: tuple[PartGain, ...]
     doubtful: tuple[PartGain, ...]
     not_judged: tuple[PartGain, ...]
+    tested: int
+    by_chance: float
 
 
 def settle(
@@ -139,29 +144,25 @@ def _beyond_comparison(champion: Champion, adapter: Adapter) -> str:
 
 def decide(config: GateConfig, comparison: Comparison, bar: str = "") -> Verdict:
     """The two conditions of this module; a pure function of its arguments."""
-    enough = [p for p in comparison.parts if _judged(p)]
-    worse = [p for p in enough if p.gain.value is not None and -p.gain.value > config.max_question_loss]
-    losses = tuple(p for p in worse if p.gain.high is not None and p.gain.high < 0)
-    low = comparison.gain.low
+    found, low = losses_of(config, comparison), comparison.gain.low
     shown = low is not None and low > config.margin
-    chance = power(config, comparison, enough)
+    chance = power(config, comparison)
+    reason = _reason(config, comparison, shown, found.proven, bar)
     return Verdict(
-        promoted=shown and not losses and not bar,
-        reason=_reason(config, comparison, shown, losses, bar) + _in_doubt(config, None if shown else chance),
+        promoted=shown and not found.proven and not bar,
+        reason=reason + _in_doubt(config, None if shown else chance) + _suspected(found),
         bar=bar,
         margin=config.margin,
         max_question_loss=config.max_question_loss,
         expected_gain=config.expected_gain,
         power=chance,
         comparison=comparison,
-        losses=losses,
-        doubtful=tuple(p for p in worse if p not in losses),
-        not_judged=tuple(p for p in comparison.parts if not _judged(p)),
+        losses=found.proven,
+        doubtful=found.doubtful,
+        not_judged=tuple(p for p in comparison.parts if not judged(p)),
+        tested=found.tested,
+        by_chance=found.by_chance,
     )
-
-
-def _judged(part: PartGain) -> bool:
-    return part.items >= MIN_ITEMS and part.gain.value is not None
 
 
 def _in_doubt(config: GateConfig, chance: float | None) -> str:
@@ -169,6 +170,19 @@ def _in_doubt(config: GateConfig, chance: float | None) -> str:
     if chance is None:
         return ""
     return f"; a true gain of {config.expected_gain:.3f} would pass in {100 * chance:.0f} % of such evaluations"
+
+
+def _suspected(found: Losses) -> str:
+    """What its own interval alone shows to lose too much, beside what chance makes of that; empty where nothing."""
+    alone = worth_a_look(found.doubtful)
+    if not alone:
+        return ""
+    named = ", ".join(f"{p.kind} {p.name} ({_spell(p.gain.value)}, {p.items} items)" for p in alone[:NAMED])
+    more = f" and {len(alone) - NAMED} more" if len(alone) > NAMED else ""
+    return (
+        f"; worth a look: {named}{more}, too large a loss by its own interval, "
+        f"as {found.by_chance:.1f} of {found.tested} would show by chance"
+    )
 
 
 def _reason(config: GateConfig, comparison: Comparison, shown: bool, losses: Sequence[PartGain], bar: str) -> str:

@@ -2,64 +2,63 @@
 
 The first condition alone is a noncentral t: its noncentrality is the gain in true standard errors,
 of which only a noisy estimate is known.  1 / s overestimates 1 / sigma, so it is shrunk by c(v)
-(the constant that makes it unbiased for a normal sample).  v is half the degrees of freedom: QWK's
-own standard error varies more than a normal sample's, as `bench/simulate_gate.py` shows.  The
-second is that of no question appearing to lose too much although all gain alike; groups hold the
-same items again, so they are left out.
+(the constant that makes it unbiased for a normal sample).  The noise also draws the power itself
+towards the middle, for it is a curve: what one such error up or down would do to it once more is
+taken off.  v is two thirds of the degrees of freedom: QWK's own standard error varies more than a
+normal sample's, as `bench/simulate_gate.py` shows.
+
+The second is that of no question being shown to lose too much although all gain alike, with Holm's
+first step as the bound; groups hold the same items again, so they are left out.
 """
 
 import math
-from collections.abc import Sequence
 
-from gradelora.artifacts import Interval
-from gradelora.comparison import Comparison, PartGain
+from gradelora.comparison import Comparison
 from gradelora.config import GateConfig
+from gradelora.losses import judged, standard_error, strictest_tail
 
 # Where units are so unequal that they are worth less than this share of their number, no t describes the gain.
 MIN_EVENNESS = 0.5
+# Of the degrees of freedom, the share that a standard error of QWK is as steady as.
+STEADINESS = 2 / 3
 
 
-def power(config: GateConfig, comparison: Comparison, judged: Sequence[PartGain]) -> float | None:
-    """The probability that a true gain of `gate.expected_gain` is promoted; None where nothing can be said.
-
-    `judged` are the questions and groups that are large enough to refuse.
-    """
+def power(config: GateConfig, comparison: Comparison) -> float | None:
+    """The probability that a true gain of `gate.expected_gain` is promoted; None where nothing can be said."""
     from scipy import stats
 
     from gradelora.evaluate.intervals import t_quantile
 
+    level, worth = comparison.confidence_level, comparison.worth
     fewest = min(comparison.units, comparison.crossed_units or comparison.units)
-    degrees, error = comparison.worth - 1, _error(comparison.gain, comparison.confidence_level, comparison.worth)
-    if error is None or degrees <= 2 or comparison.worth < MIN_EVENNESS * fewest:
+    degrees, error = worth - 1, standard_error(comparison.gain, level, worth)
+    if not error or STEADINESS * degrees <= 2 or worth < MIN_EVENNESS * fewest:
         return None
-    shift = (config.expected_gain - config.margin) / error * _unbiased(degrees / 2)
-    shown = float(stats.nct.sf(t_quantile(comparison.confidence_level, comparison.worth), degrees, shift))
-    unharmed = math.prod(_unharmed(config, part, comparison.confidence_level) for part in judged)
-    return round(shown * unharmed, 4)
+    unbiased, spread = _inverse_error(STEADINESS * degrees)
+    shift = (config.expected_gain - config.margin) / error * unbiased
+    shifts = [shift, shift * (1 + spread), shift * (1 - spread)]
+    here, above, below = map(float, stats.nct.sf(t_quantile(level, worth), degrees, shifts))
+    shown = min(max(2 * here - (above + below) / 2, 0.0), 1.0)
+    return round(shown * _unharmed(config, comparison), 4)
 
 
-def _unbiased(degrees: float) -> float:
-    """What makes 1 / s an unbiased estimate of 1 / sigma."""
-    return math.sqrt(2 / degrees) * math.exp(math.lgamma(degrees / 2) - math.lgamma((degrees - 1) / 2))
+def _inverse_error(degrees: float) -> tuple[float, float]:
+    """What makes 1 / s an unbiased estimate of 1 / sigma, and the relative standard deviation of that estimate."""
+    unbiased = math.sqrt(2 / degrees) * math.exp(math.lgamma(degrees / 2) - math.lgamma((degrees - 1) / 2))
+    return unbiased, math.sqrt(unbiased**2 * degrees / (degrees - 2) - 1)
 
 
-def _unharmed(config: GateConfig, part: PartGain, confidence_level: float) -> float:
-    """How probably a question that gains as the whole does is not shown to lose too much."""
+def _unharmed(config: GateConfig, comparison: Comparison) -> float:
+    """How probably no question that gains as the whole does is shown to lose too much."""
     from scipy import special
 
     from gradelora.evaluate.intervals import t_quantile
 
-    error = _error(part.gain, confidence_level, part.worth)
-    if part.kind == "group" or error is None:
-        return 1.0
-    loss = max(config.max_question_loss, t_quantile(confidence_level, part.worth) * error)
-    return float(special.ndtr((loss + config.expected_gain) / error))
-
-
-def _error(gain: Interval, confidence_level: float, worth: float) -> float | None:
-    """The standard error that the interval was made with."""
-    from gradelora.evaluate.intervals import t_quantile
-
-    if gain.value is None or gain.high is None or gain.high <= gain.value:
-        return None
-    return (gain.high - gain.value) / t_quantile(confidence_level, worth)
+    level = comparison.confidence_level
+    questions = [part for part in comparison.parts if part.kind == "question" and judged(part)]
+    errors = [(part.worth, standard_error(part.gain, level, part.worth)) for part in questions]
+    sized = [(worth, error) for worth, error in errors if error]
+    corrected = 1 - 2 * strictest_tail(config, level, len(sized))
+    losses = [max(config.max_question_loss, t_quantile(corrected, worth) * error) for worth, error in sized]
+    chances = [(loss + config.expected_gain) / error for loss, (_, error) in zip(losses, sized, strict=True)]
+    return math.prod(float(special.ndtr(chance)) for chance in chances)

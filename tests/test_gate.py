@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from gradelora.config import EvaluateConfig, GateConfig
 from gradelora.errors import BadConfig, Damaged
 from gradelora.evaluate.predictions import FILE, Prediction
 from gradelora.gate import Examine, Verdict, decide, judge, settle
+from gradelora.losses import holm, loss_p, worth_a_look
 
 EVALUATION = EvaluateConfig(resamples=300)
 
@@ -44,8 +46,22 @@ def comparison(gain: Interval, *parts: PartGain) -> Comparison:
     )
 
 
-def part(items: int, gain: Interval) -> PartGain:
-    return PartGain(kind="question", name="q7", items=items, worth=items, gain=gain)
+def part(items: int, gain: Interval, name: str = "q7") -> PartGain:
+    return PartGain(kind="question", name=name, items=items, worth=items, gain=gain)
+
+
+def loses(p: float, name: str, *, loss: float = 0.4, items: int = 20) -> PartGain:
+    """A question whose loss has this one-sided p."""
+    degrees = items - 1
+    reach = loss / stats.t.isf(p, degrees) * stats.t.isf(0.025, degrees)
+    return part(items, figure(-loss, -loss - reach, -loss + reach), name)
+
+
+def harmless(count: int) -> list[PartGain]:
+    return [part(20, figure(0.1, -0.3, 0.5), f"h{i}") for i in range(count)]
+
+
+SHOWN = figure(0.5, 0.38, 0.62)
 
 
 def test_a_lower_end_above_the_margin_promotes_with_figures() -> None:
@@ -91,6 +107,77 @@ def test_a_loss_that_chance_or_few_items_explain_is_listed_and_stops_nothing(los
     verdict = decide(GateConfig(), comparison(figure(0.5, 0.38, 0.62), lost))
     assert verdict.promoted
     assert getattr(verdict, where) == (lost,)
+
+
+def test_holm_steps_down_from_the_smallest_p_until_one_stands() -> None:
+    # Against .05 / 4, / 3, / 2, / 1: the third smallest stands, so the largest does, too.
+    assert holm([0.01, 0.04, 0.03, 0.005], 0.05) == (True, False, False, True)
+    # All fall, in whatever order; the second alone would not have stood against .05 / 3.
+    assert holm([0.02, 0.001, 0.03], 0.05) == (True, True, True)
+    assert holm([0.02, 0.03, 0.03], 0.05) == (False, False, False)
+    assert holm([], 0.05) == ()
+
+
+@pytest.mark.parametrize("items", [10, 14, 60])
+def test_p_is_half_of_one_minus_the_level_exactly_where_the_interval_reaches_0(items: int) -> None:
+    assert loss_p(part(items, figure(-0.4, -0.8, 0.0)), 0.95) == pytest.approx(0.025)
+    assert loss_p(part(items, figure(-0.4, -0.799, -0.001)), 0.95) < 0.025
+    assert loss_p(part(items, figure(-0.4, -0.801, 0.001)), 0.95) > 0.025
+    assert loss_p(part(items, figure(0.0, -0.4, 0.4)), 0.9) == pytest.approx(0.5)
+    # A scorer that gives one score throughout: every resample shows the same loss.
+    assert loss_p(part(items, figure(-0.7, -0.7, -0.7)), 0.95) == 0
+
+
+@pytest.mark.parametrize(("p", "refuses"), [(0.0249, True), (0.0251, False), (0.09, False)])
+def test_a_single_question_is_judged_by_its_own_interval_alone(p: float, refuses: bool) -> None:
+    assert decide(GateConfig(), comparison(SHOWN, loses(p, "q7"))).promoted != refuses
+
+
+def test_of_many_questions_one_that_chance_makes_does_not_refuse_and_is_listed_with_what_chance_makes() -> None:
+    seen, other = loses(0.01, "q1"), loses(0.02, "q2", loss=0.5)
+    verdict = decide(GateConfig(), comparison(SHOWN, *harmless(57), seen, other, part(20, figure(-0.4, -0.9, 0.1))))
+    assert verdict.promoted
+    assert [p.name for p in verdict.doubtful] == ["q1", "q2", "q7"]
+    assert verdict.tested == 60
+    # Each would need .3 of its own errors, at least 2.093: of the harmless ones, t = .3 / (.4 / 2.093) = 1.57.
+    chances = [
+        stats.t.sf(max(0.3 / ((p.gain.high - p.gain.value) / 2.093), 2.093), 19) for p in verdict.comparison.parts
+    ]
+    assert verdict.by_chance == pytest.approx(sum(chances), abs=1e-3)
+    assert verdict.reason.endswith(
+        "; worth a look: question q2 (-0.500, 20 items), question q1 (-0.400, 20 items), too large a loss by its own "
+        f"interval, as {verdict.by_chance:.1f} of 60 would show by chance"
+    )
+
+
+def test_a_strong_loss_among_sixty_questions_refuses_and_helps_the_next_to_be_seen() -> None:
+    ruined = loses(0.0016, "q1", loss=0.7)
+    verdict = decide(GateConfig(), comparison(SHOWN, *harmless(59), ruined))
+    assert (verdict.promoted, verdict.losses, verdict.doubtful) == (False, (ruined,), ())
+    # .0017 is too much for the first of 61, and enough for the second.
+    second = loses(0.1 / 60.5, "q2")
+    assert decide(GateConfig(), comparison(SHOWN, *harmless(60), second)).promoted
+    both = decide(GateConfig(), comparison(SHOWN, *harmless(59), second, loses(0.001, "q3")))
+    assert {p.name for p in both.losses} == {"q2", "q3"}
+    # What loses surely but little takes its step, and refuses nothing.
+    little = decide(GateConfig(), comparison(SHOWN, *harmless(59), loses(0.001, "q3", loss=0.2)))
+    assert (little.promoted, little.doubtful) == (True, ())
+
+
+def test_groups_are_a_family_of_their_own() -> None:
+    lost = loses(0.02, "north").model_copy(update={"kind": "group"})
+    # One of two groups: .02 < .1 / 2; among 61 parts it would be nothing.
+    groups = [lost, part(30, figure(0.1, 0.0, 0.2), "south").model_copy(update={"kind": "group"})]
+    assert decide(GateConfig(), comparison(SHOWN, *harmless(60), *groups)).losses == (lost,)
+    assert decide(GateConfig(), comparison(SHOWN, *harmless(60), loses(0.02, "north"))).losses == ()
+    many = [p.model_copy(update={"kind": "group"}) for p in harmless(5)]
+    assert decide(GateConfig(), comparison(SHOWN, *many, *groups)).losses == ()
+
+
+def test_the_family_wise_level_is_that_of_the_configuration() -> None:
+    parts = [*harmless(9), loses(0.008, "q1")]
+    assert not decide(GateConfig(), comparison(SHOWN, *parts)).promoted
+    assert decide(GateConfig(family_error=0.05), comparison(SHOWN, *parts)).promoted
 
 
 def adapter(folder: Path, content: str) -> Adapter:
@@ -315,8 +402,10 @@ def test_a_refusal_says_how_surely_the_expected_gain_would_have_passed() -> None
     # The expected gain is as large as the interval reaches: the estimate has to lie above its own mean.
     verdict = decide(GateConfig(expected_gain=0.1), comparison(figure(0.05, -0.05, 0.15)))
     assert verdict.power is not None
-    # 2.262 standard errors, of which 1.80 are left: c(4.5) = sqrt(2 / 4.5) Gamma(2.25) / Gamma(1.75) = .822.
-    assert verdict.power == pytest.approx(stats.nct.sf(2.262, 9, 2.262 * 0.822), abs=0.002)
+    # 2.262 standard errors, of which c(6) = sqrt(2 / 6) Gamma(3) / Gamma(2.5) = .8686 are left: 1.965, give or
+    # take sqrt(.8686^2 * 6 / 4 - 1) = 36 %.
+    here, above, below = stats.nct.sf(2.262, 9, [1.965, 1.965 * 1.3629, 1.965 * 0.6371])
+    assert verdict.power == pytest.approx(2 * here - (above + below) / 2, abs=0.002)
     assert verdict.reason.endswith(
         f"; a true gain of 0.100 would pass in {100 * verdict.power:.0f} % of such evaluations"
     )
@@ -335,6 +424,9 @@ def test_a_question_that_chance_makes_refuse_takes_from_the_power_and_a_group_do
     one = decide(GateConfig(), comparison(sure, noisy)).power
     assert one == pytest.approx(stats.norm.cdf(0.65 / 0.2628), abs=1e-3)
     assert decide(GateConfig(), comparison(sure, noisy, noisy)).power == pytest.approx(one**2, abs=1e-3)
+    # Of 60 the first must reach .1 / 60: t = 3.357 instead of 2.093, so as many refuse less often than 60 single ones.
+    many = decide(GateConfig(), comparison(sure, *[noisy] * 60)).power
+    assert many == pytest.approx(stats.norm.cdf(3.357 + 0.1 / 0.2628) ** 60, abs=2e-3)
     grouped = noisy.model_copy(update={"kind": "group"})
     assert decide(GateConfig(), comparison(sure, grouped)).power == 1
 
@@ -350,6 +442,7 @@ def test_where_one_question_outweighs_all_nothing_is_said_of_the_power() -> None
 def test_the_simulation_decides_as_the_whole_gate_does(world: World) -> None:
     fast, whole = (found(3, world, 0.4, EVALUATION) for found in (judged, settled))
     assert (fast.promoted, fast.power) == (whole.promoted, pytest.approx(whole.power, abs=1e-3))
+    assert (fast.tested, fast.by_chance) == (whole.tested, pytest.approx(whole.by_chance, abs=1e-3))
     assert [p.gain.low for p in fast.comparison.parts] == pytest.approx([p.gain.low for p in whole.comparison.parts])
     assert fast.comparison.gain.low == pytest.approx(whole.comparison.gain.low)
     assert fast.comparison.worth == pytest.approx(whole.comparison.worth)
@@ -363,6 +456,16 @@ def test_equally_good_adapters_are_promoted_in_at_most_alpha(world: World) -> No
     """One-sided 2.5 % and two standard errors of 300 runs; `bench/simulate_gate.py` makes a thousand."""
     null = [judged(run, world, BASE_NOISE, EVALUATION).promoted for run in range(300)]
     assert np.mean(null) <= ALPHA + 2 * np.sqrt(ALPHA * (1 - ALPHA) / 300)
+
+
+@pytest.mark.slow
+def test_sixty_questions_alike_refuse_no_oftener_than_the_family_may() -> None:
+    world = replace(even(60, 20, False, False), alike=True)
+    found = [judged(run, world, BASE_NOISE, EVALUATION) for run in range(200)]
+    assert np.mean([bool(v.losses) for v in found]) <= 0.1 + 2 * np.sqrt(0.1 * 0.9 / 200)
+    seen = np.mean([len(v.losses) + len(worth_a_look(v.doubtful)) for v in found])
+    assert seen == pytest.approx(np.mean([v.by_chance for v in found]), abs=0.5)
+    assert seen > 0.5
 
 
 @pytest.mark.slow

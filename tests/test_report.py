@@ -415,6 +415,20 @@ def test_a_loss_without_an_interval_is_not_called_chance(whole: ReportInput) -> 
     assert not any("within chance" in text for text in told)
 
 
+def test_a_loss_that_only_its_own_interval_shows_stands_beside_what_chance_makes(whole: ReportInput) -> None:
+    small, large, reaching = (
+        PartGain(kind="question", name=name, items=20, worth=20, gain=Interval(value=value, low=value - 0.4, high=high))
+        for name, value, high in (("q1", -0.4, -0.01), ("q2", -0.6, -0.2), ("q3", -0.4, 0.1))
+    )
+    listed = {"doubtful": (small, large, reaching), "tested": 60, "by_chance": 1.23}
+    told = [line.text for line in checks(whole.verdict.model_copy(update=listed), {})]
+    assert (
+        "Worth a look, as large a loss by its own interval, as 1.2 of 60 would show by chance: "
+        "question q2 (−0.60, 20 items), question q1 (−0.40, 20 items)"
+    ) in told
+    assert "As large a loss, but within chance: question q3 (−0.40, 20 items)" in told
+
+
 def test_what_bars_a_promotion_stands_among_the_conditions(whole: ReportInput) -> None:
     told = checks(whole.verdict.model_copy(update={"bar": "it was rolled back at noon"}), {})
     assert ("bad", "It was rolled back at noon") in [(line.kind, line.text) for line in told]

@@ -113,6 +113,9 @@ class GateConfig(Frozen):
     max_question_loss: float = Field(
         0.3, gt=0, le=2, description="QWK that a question or group of ten items may be shown to lose at most"
     )
+    family_error: float = Field(
+        0.1, gt=0, lt=0.5, description="chance that any question, or any group, refuses though none loses (Holm)"
+    )
     expected_gain: float = Field(
         0.1, gt=0, le=1, description="QWK; the verdict says how surely it would pass; above the margin, decides nothing"
     )

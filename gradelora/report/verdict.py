@@ -6,6 +6,7 @@ from typing import Literal
 
 from gradelora.comparison import PartGain
 from gradelora.gate import Verdict
+from gradelora.losses import worth_a_look
 from gradelora.report.figures import number, span
 from gradelora.report.sources import Question
 
@@ -38,7 +39,12 @@ def checks(verdict: Verdict, questions: Mapping[str, Question]) -> list[CheckLin
     if not shown and verdict.power is not None:
         expected = f"a true gain of {number(verdict.expected_gain)} would pass"
         lines.append(CheckLine("soft", f"Items like these: {expected} in {100 * verdict.power:.0f} % of evaluations"))
-    chance = [part for part in verdict.doubtful if part.gain.high is not None]
+    alone = worth_a_look(verdict.doubtful)
+    if alone:
+        expected = f"as {verdict.by_chance:.1f} of {verdict.tested} would show by chance"
+        told = f"Worth a look, as large a loss by its own interval, {expected}: {_named(alone, questions)}"
+        lines.append(CheckLine("soft", told))
+    chance = [part for part in verdict.doubtful if part.gain.high is not None and part not in alone]
     if chance:
         lines.append(CheckLine("soft", f"As large a loss, but within chance: {_named(chance, questions)}"))
     open_ended = [part for part in verdict.doubtful if part.gain.high is None]
