@@ -1,6 +1,6 @@
 """Scores for answers, side by side: generate, one row a candidate, shared prefix with a trie of candidates.
 
-    python bench/bench_evaluate.py [--rounds 3] [--answers 12] [--steps 150]
+    python bench/bench_evaluate.py [--rounds 7] [--answers 12] [--steps 150]
 
 The tiny gpt-oss of the demo with a LoRA adapter, trained here on the sample's other answers; one
 thread.  generate is given its best: prompts sorted by length, batched, padded on the left.  The
@@ -224,7 +224,7 @@ def compare(rounds: int, answers: int, steps: int) -> float:
 def main() -> int:
     """Print the table; 1 where the stage's way is not NEEDED times as fast as generate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--answers", type=int, default=12, help="answers a question")
     parser.add_argument("--steps", type=int, default=150, help="of training")
     arguments = parser.parse_args()

@@ -2,7 +2,8 @@
 
     .venv/bin/python bench/bench_merge.py --gb 3 --rounds 3 --peft-gb 0.25
 
-A synthetic gpt-oss in MXFP4 (random weights) is written first.  Every contestant runs in a
+A synthetic gpt-oss in MXFP4 (random weights) is written first: a quarter as wide as gpt-oss-120b, with
+its 128 experts and 15 shards, so that LoRA touches the same share of it.  Every contestant runs in a
 process of its own and flushes what it wrote; the base is read before each, so that the page cache
 is warm for all of them.  A peak is the sum of a process's and its largest child's.  The two first
 take turns, so that whatever else the machine does hits both; but a copy is the disk's work and a
@@ -27,8 +28,9 @@ from typing import Any
 import numpy as np
 
 REPO, COMMIT = "owner/synthetic", "a" * 40
-HIDDEN, EXPERTS, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY = 1440, 64, 32, 8, 64, 8192
-SHARD_BYTES = 500_000_000
+# A quarter of 2880 is no multiple of MXFP4's 32.
+HIDDEN, EXPERTS, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY = 704, 128, 16, 2, 64, 8192
+SHARDS = 15
 LIMIT_RATIO, LIMIT_BYTES, LIMIT_GROWTH_BYTES = 1.3, 400_000_000, 16_000_000
 ATTENTION = {"q_proj": HEADS * HEAD_DIM, "k_proj": KV_HEADS * HEAD_DIM, "v_proj": KV_HEADS * HEAD_DIM}
 
@@ -85,7 +87,7 @@ def write_safetensors(path: Path, tensors: dict[str, tuple[str, tuple[int, ...]]
 
 
 def write_base(folder: Path, gigabytes: float) -> int:
-    """A checkpoint of about that size in shards of about half a gigabyte; returns its layers."""
+    """A checkpoint of about that size in about SHARDS shards; returns its layers."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     per_layer = sum(size_of(*spec) for spec in layer_tensors(0).values())
@@ -94,7 +96,7 @@ def write_base(folder: Path, gigabytes: float) -> int:
         {"model.embed_tokens.weight": ("BF16", (VOCABULARY, HIDDEN))}
     ]
     for layer in range(layers):
-        if sum(size_of(*spec) for spec in groups[-1].values()) > SHARD_BYTES - per_layer:
+        if sum(size_of(*spec) for spec in groups[-1].values()) > gigabytes * 1e9 / SHARDS - per_layer / 2:
             groups.append({})
         groups[-1] |= layer_tensors(layer)
     groups[-1] |= {"model.norm.weight": ("BF16", (HIDDEN,)), "lm_head.weight": ("BF16", (VOCABULARY, HIDDEN))}

@@ -13,7 +13,8 @@ from gradelora.artifacts import Agreed, MergedModel
 from gradelora.config import EvaluateConfig
 from gradelora.errors import Damaged, KeyMismatch, MergeDiffers
 from gradelora.evaluate import evaluate
-from gradelora.merge import merge
+from gradelora.merge import arithmetic, merge
+from gradelora.merge.arithmetic import Arithmetic
 from gradelora.merge.blocks import BLOCK_BYTES
 from gradelora.merge.verify import Told, chosen, compare, judge, room
 from gradelora.scoring.candidates import Likelihoods
@@ -119,16 +120,33 @@ def test_a_shard_that_the_disk_did_not_keep_is_found_named_and_made_again(
     assert attention.merged(tmp_path).agreed is not None
 
 
+def test_where_numpy_multiplies_otherwise_the_shards_are_made_again_by_torch(
+    attention: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a processor for which numpy has another kernel."""
+    expected = attention.merged(tmp_path / "expected").digest
+    assert "making the shards by torch" not in capsys.readouterr().out
+    right = arithmetic.multiply_by_numpy
+
+    def otherwise(left: Any, other: Any, out: Any) -> None:
+        right(left, other, out)
+        np.nextafter(out, np.float32(np.inf), out=out)
+
+    monkeypatch.setattr(arithmetic, "multiply_by_numpy", otherwise)
+    assert attention.merged(tmp_path / "out").digest == expected
+    assert "making the shards by torch" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("scale", [0.0, 2.0], ids=["not added", "added twice"])
 def test_a_merge_that_went_wrong_is_no_model_and_says_by_how_much(
     attention: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: float
 ) -> None:
-    from gradelora.merge.arithmetic import Arithmetic
-
     right = Arithmetic._delta
-    monkeypatch.setattr(
-        Arithmetic, "_delta", lambda *given: np.multiply(delta := right(*given), np.float32(scale), out=delta)
-    )
+
+    def wrong(self: Arithmetic, lora_b: Any, lora_a: Any, factor: float, delta: Any) -> None:
+        right(self, lora_b, lora_a, factor * scale, delta)
+
+    monkeypatch.setattr(Arithmetic, "_delta", wrong)
     with pytest.raises(MergeDiffers, match=r"of 32 items get another score.*nats on average, \d+% of the"):
         attention.merged(tmp_path)
     assert not loadable(tmp_path)

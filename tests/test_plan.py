@@ -128,7 +128,7 @@ def test_a_way_out_fits_exactly_where_its_own_plan_passes(hardware: str, changes
 
 def test_a_host_too_small_for_the_merge_is_refused(tmp_path: Path) -> None:
     run = load_config(H200, ["merge.enabled=true", f"store.root={tmp_path}"])
-    small = preset("2xh200").model_copy(update={"host_bytes": 10**8})
+    small = preset("2xh200").model_copy(update={"host_bytes": 5 * 10**7})
     with pytest.raises(NotEnoughMemory, match="its merge needs on host"):
         check(run, make_plan(run, gpt_oss(), None, tmp_path, small, elsewhere=True))
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import GptOssForCausalLM
 
-from gradelora.scoring.branches import ANSWERS_PER_ROW, Pass, passes, share
 from gradelora.scoring.candidates import Candidates, Likelihoods, Prompt
 from gradelora.scoring.likelihood import _trie as trie
 from gradelora.scoring.likelihood import score_prompts, score_share
 from gradelora.scoring.opinion import opinion
+from gradelora.scoring.passes import ANSWERS_PER_ROW, Pass, passes, share
 from tests.tiny_models import VOCAB, tiny_gpt_oss_config
 
 END = VOCAB - 1
@@ -148,32 +148,69 @@ def test_equal_prompts_are_computed_once(model: Any, prompts: list[Prompt]) -> N
 
 
 def test_no_pass_has_more_answers_or_padded_tokens_than_allowed(monkeypatch: Any) -> None:
-    monkeypatch.setattr("gradelora.scoring.branches.TOKENS_PER_ROW", 1000)
-    made = list(passes((1, 2, 3), [(i, 3 * i) for i in range(60, 0, -1)], 2))
-    assert [prompt for one in made for prompt in one.prompts] == list(range(60, 0, -1))
-    assert max(len(one.prompts) for one in made) == 2 * ANSWERS_PER_ROW
-    assert all(len(one.prompts) * 3 * one.prompts[0] <= 2000 or len(one.prompts) == 1 for one in made)
+    monkeypatch.setattr("gradelora.scoring.passes.TOKENS_PER_ROW", 1000)
+    groups = {(q,) * (5 * q): [(1000 * q + i, 3 * i) for i in range(1, 4 + 8 * (q % 5 == 0) * q)] for q in range(1, 41)}
+    made = passes(groups, 2)
+    length = {prompt: length for members in groups.values() for prompt, length in members}
+    assert sorted(prompt for one in made for prompt in one.prompts) == sorted(length)
+    for before, one in zip([None, *made], made, strict=False):
+        longest, widest = max(length[prompt] for prompt in one.prompts), max(map(len, one.prefixes))
+        assert len(one.prompts) <= 2 * ANSWERS_PER_ROW
+        assert len(one.prompts) * longest <= 2000 or len(one.prompts) == 1
+        assert len(one.prefixes) * widest <= 2000
+        assert all(one.prefixes[g][0] == prompt // 1000 for prompt, g in zip(one.prompts, one.behind, strict=True))
+        again = before is not None and before.prefixes == one.prefixes
+        assert one.tokens == len(one.prompts) * longest + (0 if again else len(one.prefixes) * widest)
+
+
+def test_small_questions_share_a_pass_and_a_large_one_keeps_its_prefix_for_passes_of_its_own() -> None:
+    groups = {(q,) * 10: [(10 * q + i, 5) for i in range(3)] for q in range(10)} | {
+        (99,) * 10: [(1000 + i, 5) for i in range(20)]
+    }
+    made = passes(groups, 1)
+    assert [len(one.prompts) for one in made if one.prefixes == ((99,) * 10,)] == [8, 8, 4]
+    assert sum(one.prefixes != ((99,) * 10,) for one in made) == 5
+
+
+def test_every_prefix_is_computed_with_those_of_its_pass_alone(model: Any, monkeypatch: Any) -> None:
+    """Ten questions of three answers: a forward pass over prefixes and one over answers for each pass."""
+    generator = torch.Generator().manual_seed(9)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(20, 80, (count,), generator=generator).tolist())
+
+    asked = []
+    for question in range(10):
+        prefix = ids(4 + 3 * question)
+        asked += [Prompt(prefix + ids(2 + i), len(prefix), "halves" if question % 2 else "whole") for i in range(3)]
+    calls = []
+    whole = model.forward
+    monkeypatch.setattr(model, "forward", lambda *args, **given: calls.append(1) or whole(*args, **given))
+    monkeypatch.setattr("gradelora.scoring.likelihood.DIGITS", 9)
+    together = score(model, asked, 4)
+    assert len(calls) == 2
+    for prompt, found in zip(asked, together, strict=True):
+        assert found.log_probabilities == pytest.approx(one_row_a_candidate(model, prompt), abs=1e-5)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])
 def test_ranks_share_the_passes_evenly_and_each_pass_once(ranks: int) -> None:
-    whole = [Pass((q,) * 50, (i,), 20 + 7 * (i % 5)) for q in range(4) for i in range(20)]
+    whole = [Pass(((q,) * 50,), (i,), (0,), 20 + 7 * (i % 5)) for q in range(4) for i in range(20)]
     shares = [share(whole, rank, ranks) for rank in range(ranks)]
     assert [one for part in shares for one in part] == whole
     costs = [sum(one.tokens for one in part) for part in shares]
     assert max(costs) - min(costs) <= 2 * max(one.tokens for one in whole)
 
 
-@pytest.mark.parametrize("rows_per_pass", [1, 4])
-def test_two_ranks_together_say_the_same_bits_as_one(model: Any, prompts: list[Prompt], rows_per_pass: int) -> None:
+def test_two_ranks_together_say_the_same_bits_as_one(model: Any, prompts: list[Prompt]) -> None:
     def of_rank(rank: int) -> dict[int, Likelihoods]:
-        return score_share(model, prompts, CANDIDATES, pad_id=0, rows_per_pass=rows_per_pass, rank=rank, ranks=2)
+        return score_share(model, prompts, CANDIDATES, pad_id=0, rows_per_pass=1, rank=rank, ranks=2)
 
     first, second = of_rank(0), of_rank(1)
     assert first
     assert second
     assert not first.keys() & second.keys()
-    assert [(first | second)[i] for i in range(len(prompts))] == score(model, prompts, rows_per_pass)
+    assert [(first | second)[i] for i in range(len(prompts))] == score(model, prompts, 1)
 
 
 def test_a_prompt_that_is_all_prefix_is_scored_too(model: Any, prompts: list[Prompt], monkeypatch: Any) -> None:

@@ -25,6 +25,7 @@ from gradelora.artifacts import (
 )
 from gradelora.config import MergeStageConfig, Runtime
 from gradelora.errors import MergeDiffers, NotEnoughDisk, UnsupportedModel
+from gradelora.merge.arithmetic import Arithmetic, products_differ
 from gradelora.merge.blocks import FULL
 from gradelora.merge.checkpoint import read_checkpoint
 from gradelora.merge.journal import Journal, is_whole, part_bytes
@@ -78,7 +79,15 @@ def merge(
     with _full_disk_told(out):
         journal = Journal(out, identity_of(config, snapshot.digest, adapter.digest))
         _check_disk(out, [p for p in products if not journal.sealed(p.shard) and not is_whole(out, p.shard)])
-        entries = Production(snapshot.path, adapter.path, out, journal, runtime).run(products)
+        threads = runtime.threads or 1
+        places = snapshot.path, adapter.path, out, journal
+        entries = Production(*places, Arithmetic(threads)).run(products)
+        if config.verify_items and products_differ(targets.linear, adapter.path, threads):
+            print(
+                "merge: numpy multiplies otherwise than torch on this processor; making the shards by torch", flush=True
+            )
+            journal.forget()
+            entries = Production(*places, Arithmetic(threads, by_torch=True)).run(products)
         survivals = [survival for entry in entries for survival in entry.survivals]
         least = _least_survival(survivals, config.min_delta_survival)
         files = [FileEntry.model_validate(entry.model_dump(exclude={"survivals"})) for entry in entries]

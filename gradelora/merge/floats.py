@@ -16,16 +16,18 @@ STORED: dict[str, type] = {"BF16": np.uint16, "F16": np.float16, "F32": np.float
 LIMITS = {"BF16": float(np.uint32(0x7F7F8000).view(np.float32)), "F16": 65520.0, "F32": math.inf}
 
 
-def read_rows(file: int, tensor: Tensor, first: int, last: int) -> NDArray[Any]:
-    """`tensor[first:last]` as it is stored, in memory of its own."""
-    stored: NDArray[Any] = np.empty((last - first, *tensor.shape[1:]), STORED[tensor.dtype])
+def read_rows(file: int, tensor: Tensor, first: int, stored: NDArray[Any]) -> None:
+    """Fill `stored` with rows of `tensor` from `first` on, as they lie in the file."""
     read_into(file, bytes_of(stored), tensor.start + first * (tensor.nbytes // tensor.shape[0]))
-    return stored
 
 
 def read_float32(file: int, tensor: Tensor) -> NDArray[np.float32]:
     """A whole tensor in float32."""
-    return widened(read_rows(file, tensor, 0, tensor.shape[0]))
+    stored: NDArray[Any] = np.empty(tensor.shape, STORED[tensor.dtype])
+    read_rows(file, tensor, 0, stored)
+    values = np.empty(tensor.shape, np.float32)
+    widen(stored, values)
+    return values
 
 
 def bytes_of(stored: NDArray[Any]) -> memoryview:
@@ -33,17 +35,18 @@ def bytes_of(stored: NDArray[Any]) -> memoryview:
     return stored.view(np.uint8).reshape(-1).data
 
 
-def widened(stored: NDArray[Any]) -> NDArray[np.float32]:
-    """The same values in float32."""
+def widen(stored: NDArray[Any], values: NDArray[np.float32]) -> None:
+    """Put the same values into `values`."""
     if stored.dtype != np.uint16:
-        return stored.astype(np.float32, copy=False)
-    bits = stored.astype(np.uint32)
+        values[...] = stored
+        return
+    bits = values.view(np.uint32)
+    bits[...] = stored
     bits <<= 16
-    return bits.view(np.float32)
 
 
-def round_into(stored: NDArray[Any], values: NDArray[np.float32], tensor: Tensor) -> None:
-    """Put float32 `values`, which are used up, into `stored`: to nearest, ties to even, as torch rounds.
+def round_off(values: NDArray[np.float32], stored: NDArray[Any], room: NDArray[np.float32], tensor: Tensor) -> None:
+    """Put `values`, which are used up as `room` is, into `stored`: to nearest, ties to even, as torch rounds.
 
     Raises UnsupportedModel for a value that is no finite number of the stored type.
     """
@@ -54,8 +57,8 @@ def round_into(stored: NDArray[Any], values: NDArray[np.float32], tensor: Tensor
     if stored.dtype != np.uint16:
         stored[...] = values
         return
-    bits = values.view(np.uint32)
-    rounding = bits >> 16
+    bits, rounding = values.view(np.uint32), room.view(np.uint32)
+    np.right_shift(bits, 16, out=rounding)
     rounding &= 1
     rounding += 0x7FFF
     bits += rounding

@@ -67,6 +67,12 @@ class Journal:
             file.write(f"{entry.model_dump_json()}\n")
             self._entries[entry.name] = entry
 
+    def forget(self) -> None:
+        """Remove the shards: they are to be made otherwise."""
+        for name in self._entries:
+            (self._out / name).unlink(missing_ok=True)
+        self._entries.clear()
+
     def _take_over(self, identity: str) -> None:
         """Link to shards that other merges of these weights have sealed; they are never written again in place."""
         for folder in kin(self._out):

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from pathlib import Path
 
-from gradelora.config import Runtime
+from threadpoolctl import threadpool_limits
+
 from gradelora.errors import Damaged
 from gradelora.merge.arithmetic import Arithmetic
 from gradelora.merge.blocks import create, reserve
@@ -15,22 +16,23 @@ from gradelora.merge.regions import Bench, Product
 from gradelora.merge.sealing import compare, entry_of, fill, flush, take_over
 
 # Shards that are begun and not yet sealed: a kill costs those.
-FEWEST_AT_ONCE, MOST_AT_ONCE, BYTES_AT_ONCE = 3, 4, 4 * 10**9
+FEWEST_AT_ONCE, MOST_AT_ONCE, BYTES_AT_ONCE = 3, 8, 4 * 10**9
 
 
 class Production:
     """Makes `products` in `out`, from the base's folder and the adapter's; `journal` knows what is done."""
 
-    def __init__(self, base: Path, adapter: Path, out: Path, journal: Journal, runtime: Runtime) -> None:
+    def __init__(self, base: Path, adapter: Path, out: Path, journal: Journal, arithmetic: Arithmetic) -> None:
         self.base, self.adapter, self.out, self.journal = base, adapter, out, journal
-        self._arithmetic = Arithmetic(runtime.threads or 1)
+        self._arithmetic = arithmetic
         self._turn, self._stop = threading.Lock(), threading.Event()
 
     def run(self, products: Sequence[Product]) -> list[Entry]:
         """Seal every shard that is not yet sealed, in any order; the first failure stops the rest."""
         missing = [product for product in products if not self._is_kept(product)]
         if missing:
-            self._make(missing)
+            with threadpool_limits(self._arithmetic.threads, user_api="blas"):
+                self._make(missing)
         return [self.journal[product.shard.name] for product in products]
 
     def _is_kept(self, product: Product) -> bool:

@@ -9,11 +9,10 @@ from gradelora.config import RunConfig, TrainConfig
 from gradelora.hardware import Hardware
 from gradelora.preflight.size import ModelSize
 from gradelora.preflight.workload import Workload
+from gradelora.scoring.passes import ANSWERS_PER_ROW, TOKENS_PER_ROW
 
 # Rates of a small model are carried over to another, so much either way.
 SPREAD = 1.8
-# gradelora.scoring.branches: tokens of a pass for each row allowed.
-TOKENS_PER_ROW = 2048
 
 
 def interval(seconds: float) -> tuple[float, float, float]:
@@ -66,9 +65,10 @@ def evaluating(run: RunConfig, hardware: Hardware) -> int:
     return run.runtime.evaluate_processes or (max(1, hardware.gpus) if run.evaluate.device == "cuda" else 1)
 
 
-def evaluation_passes(run: RunConfig, tokens: int) -> int:
-    """Forward passes of base and adapter over so many tokens, in rows as scoring forms them."""
-    return 2 * max(1, tokens // (TOKENS_PER_ROW * run.runtime.evaluate_rows))
+def evaluation_passes(run: RunConfig, tokens: int, answers: int) -> int:
+    """Forward passes of base and adapter, over prefixes and over answers behind them, as scoring forms them."""
+    rows = run.runtime.evaluate_rows
+    return 4 * max(1, tokens // (TOKENS_PER_ROW * rows), -(-answers // (ANSWERS_PER_ROW * rows)))
 
 
 def evaluation_s(
@@ -86,7 +86,11 @@ def evaluation_s(
     if rates.cache_read_per_s:
         seconds += size.disk_bytes / rates.cache_read_per_s
     if evaluate.weights == "packed" and rates.unpacked_per_s:
-        seconds += evaluation_passes(run, tokens) * size.expert_parameters / (rates.unpacked_per_s * sharing)
+        seconds += (
+            evaluation_passes(run, tokens, work.held_out_items or 0)
+            * size.expert_parameters
+            / (rates.unpacked_per_s * sharing)
+        )
     return seconds
 
 

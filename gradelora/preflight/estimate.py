@@ -138,7 +138,7 @@ def _evaluation(job: Job, tokens: int) -> Estimate:
     if evaluate.device == "cpu":
         return Estimate(_sum(load, _reached(operations, CPU_OPERATIONS, job.hardware.cores)), _cores())
     line, processes = roofline(job.hardware), calibrated.evaluating(job.run, job.hardware)
-    passes = calibrated.evaluation_passes(job.run, tokens)
+    passes = calibrated.evaluation_passes(job.run, tokens, job.work.held_out_items or 0)
     moved = passes * 8 * size.expert_parameters if evaluate.weights == "packed" else 0
     computing = _reached(operations / processes, REACHED, line.operations)
     moving = _reached(moved / processes, REACHED, line.memory_bytes)

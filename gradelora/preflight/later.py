@@ -8,7 +8,7 @@ from typing import Literal
 
 from gradelora.config import RunConfig, Runtime, TrainConfig
 from gradelora.hardware import Hardware
-from gradelora.preflight.calibrated import TOKENS_PER_ROW, evaluating
+from gradelora.preflight.calibrated import evaluating
 from gradelora.preflight.memory import (
     CONTEXT_BYTES,
     FRAGMENTATION,
@@ -26,6 +26,7 @@ from gradelora.preflight.memory import (
 )
 from gradelora.preflight.size import ModelSize
 from gradelora.preflight.workload import Workload
+from gradelora.scoring.passes import ANSWERS_PER_ROW, TOKENS_PER_ROW
 
 EVALUATION, LOADING, JUDGING = "evaluation", "loading", "scoring between steps"
 MERGE, VERIFYING = "merge", "verification of the merge"
@@ -34,10 +35,8 @@ HOST = "host beside the GPUs"
 STAGES_OF = {EVALUATION: ("evaluate",), MERGE: ("merge",), VERIFYING: ("merge",), HOST: ("train", "evaluate")}
 # A process that uses a GPU: torch's libraries and pinned buffers in the host's memory.
 HOST_CONTEXT_BYTES = 5_000_000_000
-# gradelora.scoring.branches: answers of a pass for each row allowed.
-ANSWERS_PER_ROW = 8
 # Measured by bench/bench_merge.py; experts need torch, though neither transformers nor deepspeed.
-MERGE_CONTEXT_BYTES, EXPERTS_CONTEXT_BYTES = 200_000_000, 300_000_000
+MERGE_CONTEXT_BYTES, EXPERTS_CONTEXT_BYTES = 100_000_000, 300_000_000
 # gradelora.merge.verify leaves the rest of what is free to activations.
 VERIFYING_SHARE = 0.85
 
@@ -195,12 +194,15 @@ def _pass_sizes(runtime: Runtime, work: Workload, size: ModelSize, width: int) -
     rows = runtime.evaluate_rows
     branch = work.longest_branch + work.candidate_tokens
     answers = max(1, min(rows * ANSWERS_PER_ROW, rows * TOKENS_PER_ROW // branch))
-    answers = min(answers, work.judged_together or answers)
-    tokens = answers * branch
+    answers = min(answers, work.judged_items or answers)
+    prefix = work.longest_prefix or work.longest
+    prefixes = min(answers, work.judged_questions or answers, max(1, rows * TOKENS_PER_ROW // max(prefix, 1)))
+    tokens = max(answers * branch, prefixes * prefix)
     seen = work.longest + work.candidate_tokens
     scores = size.heads * tokens * seen
     experts = tokens * width * (4 * size.active_intermediate + 2 * max(size.routed, 1) * size.hidden)
-    keys_values = 2 * size.layers * answers * seen * size.key_value_heads * size.head_dim * width
+    kept = answers * seen + prefixes * prefix
+    keys_values = 2 * size.layers * kept * size.key_value_heads * size.head_dim * width
     return max(SCORES_AT_WORK * scores * width, experts), keys_values, answers * (work.candidate_tokens + 1)
 
 

@@ -9,7 +9,6 @@ import json
 import math
 import re
 import zlib
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -33,8 +32,9 @@ class Workload(Frozen):
     """What a run computes, and where that is known from.
 
     `longest` counts the tokens of an item, `longest_branch` those of a held-out one behind its prefix,
-    `judged_together` the most held-out answers to one question, `candidate_tokens` the nodes of the
-    largest trie of a question's allowed scores, behind each answer;
+    `longest_prefix` those of the prefix, `judged_items` and `judged_questions` what is scored in the
+    largest split, `candidate_tokens` the nodes of the largest trie of a question's allowed scores,
+    behind each answer;
     `row_tokens` and `positions` are those of the largest row: tokens, and supervised positions.
     `train_tokens` and `steps` are those of the whole run on all ranks, None where no data is known; the
     other counts likewise.
@@ -47,7 +47,9 @@ class Workload(Frozen):
     row_tokens: int
     positions: int
     candidate_tokens: int = CANDIDATE_TOKENS
-    judged_together: int | None = None
+    longest_prefix: int | None = None
+    judged_items: int | None = None
+    judged_questions: int | None = None
     items: int | None = None
     held_out_items: int | None = None
     data_bytes: int | None = None
@@ -86,7 +88,9 @@ def _measured(run: RunConfig, encoded: EncodedDataset, data: DataFiles | None) -
         longest_branch=max((int((j.prompt_lengths - j.prefix_lengths).max()) for j in judged), default=encoded.longest),
         row_tokens=max((items.row_tokens(row) for row in rows), default=1),
         positions=max((sum(len(items.target(i)) for i in row) for row in rows), default=1),
-        judged_together=max((count for j in judged for count in Counter(j.questions).values()), default=None),
+        longest_prefix=max((int(j.prefix_lengths.max()) for j in judged), default=None),
+        judged_items=sum(map(len, judged)) or None,
+        judged_questions=len({question for j in judged for question in j.questions}) or None,
         candidate_tokens=max(tries.values(), default=CANDIDATE_TOKENS),
         items=len(items),
         held_out_items=sum(len(j) for j in judged),

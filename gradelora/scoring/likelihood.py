@@ -1,8 +1,8 @@
 """Scores by likelihood: every allowed score of an item as a whole answer, its end token included.
 
 The tokens that all answers to a question share go through the model once; their keys and values
-stay.  Behind them every answer is a row, and below an answer its candidates share what they have
-in common in a trie, so a token that several need is computed once:
+stay.  Behind them every answer is a row, beside answers to other questions.  Below an answer its
+candidates share what they have in common in a trie, so a token that several need is computed once:
 
     prefix ─┬─ answer 1 ─┬─ "1" ── ".5"
             │            └─ "2"
@@ -19,8 +19,9 @@ from typing import Any
 import torch
 
 from gradelora.model.tree import Masking, TokenTree
-from gradelora.scoring.branches import Branch, Pass, forward, passes, prefix_cache, share
+from gradelora.scoring.branches import Branch, forward, prefix_cache
 from gradelora.scoring.candidates import Candidates, Likelihoods, Prompt
+from gradelora.scoring.passes import Pass, passes, share
 
 # Positions whose logits are held in fp32 at once: 128 x 201,088 x 4 bytes is 103 MB.
 POSITIONS_AT_ONCE = 128
@@ -80,13 +81,13 @@ def score_share(
     total = sum(len(one.prompts) for one in mine)
     masking = Masking.of(model)
     found: dict[int, Likelihoods] = {}
-    prefix, keys_values = None, prefix_cache(model, ())
+    prefixes, keys_values = None, []
     with torch.inference_mode():
         for one in mine:
-            if one.prefix != prefix:
-                prefix, keys_values = one.prefix, prefix_cache(model, one.prefix)
-            branches = [_branch(i, distinct[i], len(one.prefix), tries) for i in one.prompts]
-            logits_KV, where = forward(model, masking, one.prefix, keys_values, branches, pad_id)
+            if one.prefixes != prefixes:
+                prefixes, keys_values = one.prefixes, prefix_cache(model, one.prefixes, pad_id)
+            branches = _branches(one, distinct, tries)
+            logits_KV, where = forward(model, masking, one.prefixes, keys_values, branches, pad_id)
             found.update(_likelihoods(logits_KV, where, branches, distinct, candidates, tries))
             on_progress(len(found), total)
     places = [index[(p.question_key, p.ids, p.prefix_length)] for p in prompts]
@@ -94,25 +95,24 @@ def score_share(
 
 
 def _passes(prompts: Sequence[Prompt], tries: Mapping[str, _Trie], rows_per_pass: int) -> list[Pass]:
-    """Prompts by what they share; longest first: what does not fit into memory fails at once."""
+    """Prompts by what they share."""
     groups: dict[tuple[int, ...], list[tuple[int, int]]] = {}
     for i, prompt in enumerate(prompts):
         # At least one token is left for the branch: its last one predicts.
         shared = min(prompt.prefix_length, len(prompt.ids) - 1)
         length = len(prompt.ids) - shared + len(tries[prompt.question_key].ids)
         groups.setdefault(prompt.ids[:shared], []).append((i, length))
-    for members in groups.values():
-        members.sort(key=lambda member: member[1], reverse=True)
-    ordered = sorted(groups.items(), key=lambda group: len(group[0]) + group[1][0][1], reverse=True)
-    return [one for prefix, members in ordered for one in passes(prefix, members, rows_per_pass)]
+    return passes(groups, rows_per_pass)
 
 
-def _branch(i: int, prompt: Prompt, prefix_length: int, tries: Mapping[str, _Trie]) -> Branch:
-    tree = TokenTree()
-    leaf = tree.extend(-1, prompt.ids[prefix_length:])
-    trie = tries[prompt.question_key]
-    tree.graft(leaf, trie.ids, trie.parents)
-    return Branch(i, tree, leaf)
+def _branches(one: Pass, prompts: Sequence[Prompt], tries: Mapping[str, _Trie]) -> list[Branch]:
+    found = []
+    for i, behind in zip(one.prompts, one.behind, strict=True):
+        tree, trie = TokenTree(), tries[prompts[i].question_key]
+        leaf = tree.extend(-1, prompts[i].ids[len(one.prefixes[behind]) :])
+        tree.graft(leaf, trie.ids, trie.parents)
+        found.append(Branch(i, behind, tree, leaf))
+    return found
 
 
 def _trie(targets: Sequence[tuple[int, ...]]) -> _Trie:
@@ -166,8 +166,11 @@ def _read(logits_KV: torch.Tensor, reads: list[int], tokens: list[int]) -> tuple
     """log p of `tokens[n]` at kept position `reads[n]`, and whether it is the likeliest there."""
     normalizers, tops = [], []
     for chunk in logits_KV.split(POSITIONS_AT_ONCE):
-        normalizers.append(chunk.float().logsumexp(-1))
-        tops.append(chunk.argmax(-1))
+        # logsumexp, but that the greatest is looked for once.
+        logits = chunk.float()
+        greatest, top = logits.max(-1)
+        normalizers.append((logits - greatest[:, None]).exp_().sum(-1).log_() + greatest)
+        tops.append(top)
     at = torch.tensor(reads, device=logits_KV.device)
     ids = torch.tensor(tokens, device=logits_KV.device)
     values = logits_KV[at, ids].float() - torch.cat(normalizers)[at]
