@@ -74,6 +74,18 @@ def test_an_input_is_needed_by_the_sealed_stage_that_lists_it(store, tmp_path, c
     assert shown[named(first)]["last_used"].startswith("20")
 
 
+def test_a_file_that_two_artifacts_share_counts_once(store, tmp_path, capsys):
+    """As the shards of two merges of the same weights."""
+    one, other = (obtain(store, word=word).artifact.path for word in "ab")
+    (one / "shard").write_bytes(os.urandom(2**20))
+    before = listed(capsys, tmp_path)
+    os.link(one / "shard", other / "shard")
+    after = listed(capsys, tmp_path)
+    total = [sum(entry["size_bytes"] for entry in shown.values()) for shown in (before, after)]
+    assert total[0] == total[1]
+    assert min(entry["size_bytes"] for entry in after.values()) >= 2**19
+
+
 def test_only_what_nothing_needs_is_removed_and_only_when_agreed(store, tmp_path, capsys, monkeypatch):
     first = obtain(store)
     second = obtain(store, toy.after, first.artifact, word="b")

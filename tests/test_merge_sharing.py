@@ -69,7 +69,8 @@ def test_where_direct_writes_are_refused_the_same_goes_through_the_cache(
 
     def refuse() -> None:
         refusals.append(refused)
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        code = errno.EFAULT if refused == "later write" else errno.EINVAL
+        raise OSError(code, os.strerror(code))
 
     def opened(path: Path, flags: int, *mode: int) -> int:
         if flags & os.O_DIRECT:

@@ -37,12 +37,16 @@ class Entry(Frozen):
 
 
 def size_under(folder: Path) -> int:
-    """Bytes that a folder takes up on the disk; links count for themselves, holes not at all."""
+    """Bytes that a folder takes up on the disk; symbolic links count for themselves, holes not at all.
+
+    A file of several names, as the shards of two merges of the same weights, counts a part in each.
+    """
     total = 0
     for where, _, files in os.walk(folder):
         for name in files:
             with contextlib.suppress(FileNotFoundError):
-                total += (Path(where) / name).lstat().st_blocks * 512
+                stat = (Path(where) / name).lstat()
+                total += stat.st_blocks * 512 // stat.st_nlink
     return total
 
 

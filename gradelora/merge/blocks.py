@@ -49,8 +49,8 @@ def write(file: int, position: int, data: memoryview) -> None:
         try:
             count = os.pwrite(file, data, position)
         except OSError as error:
-            # Another block size than ours, or the rest of a block that was written in part.
-            if error.errno != errno.EINVAL or not fcntl.fcntl(file, fcntl.F_GETFL) & os.O_DIRECT:
+            # Another block size than ours, the rest of a block that was written in part, pages that no device reads.
+            if error.errno not in (errno.EINVAL, errno.EFAULT) or not fcntl.fcntl(file, fcntl.F_GETFL) & os.O_DIRECT:
                 raise
             through_cache(file)
             continue
