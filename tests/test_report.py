@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
+from bench import look_at_report
 from gradelora.artifacts import Adapter, EvalReport, Interval, ModelSnapshot, SplitCounts, ValidatedRecords
 from gradelora.champion import Champion, Champions
 from gradelora.comparison import PartGain
@@ -266,6 +268,16 @@ def test_the_page_is_well_formed_and_needs_nothing_from_elsewhere(html: str) -> 
     assert "url(" not in html
     assert "@import" not in html
     assert not re.search(r"https?://", html)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs Chromium")
+def test_no_reader_has_to_scroll_sideways_not_even_on_a_phone(whole: ReportInput, tmp_path: Path) -> None:
+    """With the longest name that a version has: sources without a git checkout are named by their hash."""
+    named = whole.model_copy(update={"code_version": f"0.1.0, sources {'0a' * 32}"})
+    page = write_report(named, tmp_path)
+    width, _ = look_at_report.look(page, tmp_path, "phone", 390, 1)
+    assert width == 390
 
 
 def test_every_link_has_its_section(html: str) -> None:
