@@ -33,6 +33,24 @@ def _die_with_parent() -> None:
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+def outlive_parent_by(grace_s: float) -> None:
+    """From now on this process and its descendants are killed `grace_s` after its parent has died, if they still run.
+
+    Nobody is left then to follow up the SIGTERM of `_die_with_parent`.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        time.sleep(grace_s)
+        for each in sorted(_descendants(os.getpid()), key=lambda each: each.pid == os.getpid()):
+            _signal(os.kill, each.pid, signal.SIGKILL)
+
+    # Works on while the interpreter waits for other threads at its end.
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def end_all() -> None:
     """End every child of this process that still runs, in whatever thread it was started."""
     for pid in tuple(_live):
@@ -124,14 +142,24 @@ def end_group(pid: int, grace_s: float = GRACE_S) -> None:
     torchrun gives every rank a session of its own, and one that hangs hears no SIGTERM.
     """
     table = _processes()
-    family = {each for each in table if each.group == pid}
-    while more := {each for each in table if each.parent in {one.pid for one in family}} - family:
-        family |= more
+    family = _with_descendants({each for each in table if each.group == pid}, table)
     _signal(os.killpg, pid, signal.SIGTERM)
     left = _wait_for_the_end(pid, family, grace_s)
     for each in left:
         _signal(os.kill, each.pid, signal.SIGKILL)
     _wait_for_the_end(pid, left, grace_s if left else 0.0)
+
+
+def _descendants(pid: int) -> set[Process]:
+    """A process and all below it."""
+    table = _processes()
+    return _with_descendants({each for each in table if each.pid == pid}, table)
+
+
+def _with_descendants(family: set[Process], table: set[Process]) -> set[Process]:
+    while more := {each for each in table if each.parent in {one.pid for one in family}} - family:
+        family |= more
+    return family
 
 
 def _signal(send: Callable[[int, int], None], pid: int, sig: signal.Signals) -> None:

@@ -112,6 +112,31 @@ def test_no_child_outlives_a_parent_that_is_killed(tmp_path: Path, sig: signal.S
     assert gone(int(started.read_text()))
 
 
+def test_a_launcher_that_hangs_at_its_end_is_killed_after_its_parent(tmp_path: Path) -> None:
+    """As torchrun does where a thread of its own is not told to end: the interpreter waits for it."""
+    launcher = (
+        "import os, subprocess, threading, time; from gradelora import launch; launch.outlive_parent_by(0.5);"
+        "rank = subprocess.Popen(['sleep', '600'], start_new_session=True);"
+        f"open({str(tmp_path / 'pids')!r}, 'w').write(f'{{os.getpid()}} {{rank.pid}} ');"
+        "threading.Thread(target=time.sleep, args=(600,)).start()"
+    )
+    script = (
+        "import subprocess, sys, time;"
+        f"subprocess.Popen([sys.executable, '-c', {launcher!r}], start_new_session=True); time.sleep(600)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script])
+    until = time.monotonic() + 30
+    while not ((tmp_path / "pids").exists() and (tmp_path / "pids").read_text().endswith(" ")):
+        assert time.monotonic() < until, "the launcher never began"
+        time.sleep(0.05)
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    time.sleep(1.5)
+    assert all(Path(f"/proc/{pid}").exists() for pid in pids), "its parent lives"
+    parent.kill()
+    parent.wait()
+    assert all(map(gone, pids))
+
+
 def gone(pid: int) -> bool:
     """Whether the process has ended, given a few seconds for it."""
     for _ in range(200):

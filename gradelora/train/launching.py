@@ -10,6 +10,7 @@ from gradelora.nodes import Place, interface
 
 # DeepSpeed compiles one small operator, once a machine.
 DEFAULT_EXTENSIONS = Path("~/.cache/gradelora/torch_extensions")
+LAUNCHER = ("-m", "gradelora.train.launcher")
 
 
 def command(config: TrainConfig, request: Path, place: Place | None = None, timeout_s: float = 600) -> list[str]:
@@ -23,9 +24,9 @@ def command(config: TrainConfig, request: Path, place: Place | None = None, time
         return launch.python(*program)
     count = place.local_processes(config)
     if config.launcher == "deepspeed":
-        return launch.python("-m", "deepspeed.launcher.runner", *_deepspeed(config, request, place), *program[1:])
+        return launch.python(*LAUNCHER, "deepspeed.launcher.runner", *_deepspeed(config, request, place), *program[1:])
     # torchrun's own logs would be empty folders in the temporary folder, never removed: ours stand in `out`.
-    torchrun = ["-m", "torch.distributed.run", "--log-dir", os.devnull, "--nproc_per_node", str(count)]
+    torchrun = [*LAUNCHER, "torch.distributed.run", "--log-dir", os.devnull, "--nproc_per_node", str(count)]
     if place.nodes == 1:
         return launch.python(*torchrun, "--standalone", *program)
     # static: its rendezvous fails when a node does not come; c10d's would go on with fewer.
