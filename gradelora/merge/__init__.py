@@ -28,12 +28,12 @@ from gradelora.errors import MergeDiffers, NotEnoughDisk, UnsupportedModel
 from gradelora.merge.arithmetic import Arithmetic, products_differ
 from gradelora.merge.blocks import FULL
 from gradelora.merge.checkpoint import read_checkpoint
-from gradelora.merge.journal import Journal, is_whole, part_bytes
+from gradelora.merge.journal import Entry, Journal, is_whole, part_bytes
 from gradelora.merge.planning import plan_products, refuse_lossy
 from gradelora.merge.production import Production
 from gradelora.merge.rest import CONFIG, write_rest
 from gradelora.merge.sealing import read_again
-from gradelora.merge.targets import read_targets, refuse_tied
+from gradelora.merge.targets import Targets, read_targets, refuse_tied
 from gradelora.receipt import fsync
 
 if TYPE_CHECKING:
@@ -59,18 +59,12 @@ def merge(
 
     `out` cannot be loaded before its end: config.json gets there last, after every shard was
     flushed, read back from the disk, and after the model scored `config.verify_items` items as
-    `report` says that base and adapter do; with none of these, neither is looked at.
+    `report` says that base and adapter do; with `verify_items=0` neither is done.
     Raises UnsupportedModel for what cannot be merged exactly, KeyMismatch for an adapter tensor
     without a weight, NotEnoughDisk, Damaged, MergeDiffers.
     """
-    if (adapter.repo_id, adapter.commit) != (snapshot.repo_id, snapshot.commit):
-        raise UnsupportedModel(
-            f"the adapter was trained on {adapter.repo_id}@{adapter.commit}, the base is "
-            f"{snapshot.repo_id}@{snapshot.commit}; merge it into the base that it was trained on"
-        )
+    _refuse_strangers(snapshot, adapter)
     shards = read_checkpoint(snapshot.path)
-    if not (snapshot.path / CONFIG).exists():
-        raise UnsupportedModel(f"{snapshot.path}: has no {CONFIG}; fetch the base model again")
     targets = read_targets(adapter.path, shards)
     refuse_tied(targets, snapshot.path)
     refuse_lossy(targets, config.dtype, config.min_delta_survival)
@@ -79,15 +73,7 @@ def merge(
     with _full_disk_told(out):
         journal = Journal(out, identity_of(config, snapshot.digest, adapter.digest))
         _check_disk(out, [p for p in products if not journal.sealed(p.shard) and not is_whole(out, p.shard)])
-        threads = runtime.threads or 1
-        places = snapshot.path, adapter.path, out, journal
-        entries = Production(*places, Arithmetic(threads)).run(products)
-        if config.verify_items and products_differ(targets.linear, adapter.path, threads):
-            print(
-                "merge: numpy multiplies otherwise than torch on this processor; making the shards by torch", flush=True
-            )
-            journal.forget()
-            entries = Production(*places, Arithmetic(threads, by_torch=True)).run(products)
+        entries = _sealed(config, snapshot.path, adapter.path, out, journal, targets, products, runtime.threads or 1)
         survivals = [survival for entry in entries for survival in entry.survivals]
         least = _least_survival(survivals, config.min_delta_survival)
         files = [FileEntry.model_validate(entry.model_dump(exclude={"survivals"})) for entry in entries]
@@ -108,6 +94,36 @@ def merge(
         least_delta_survival=least,
         agreed=agreed,
     )
+
+
+def _refuse_strangers(snapshot: ModelSnapshot, adapter: Adapter) -> None:
+    """Raise UnsupportedModel for an adapter of another base, and for a base that is no model."""
+    if (adapter.repo_id, adapter.commit) != (snapshot.repo_id, snapshot.commit):
+        raise UnsupportedModel(
+            f"the adapter was trained on {adapter.repo_id}@{adapter.commit}, the base is "
+            f"{snapshot.repo_id}@{snapshot.commit}; merge it into the base that it was trained on"
+        )
+    if not (snapshot.path / CONFIG).exists():
+        raise UnsupportedModel(f"{snapshot.path}: has no {CONFIG}; fetch the base model again")
+
+
+def _sealed(
+    config: MergeStageConfig,
+    base: Path,
+    adapter: Path,
+    out: Path,
+    journal: Journal,
+    targets: Targets,
+    products: "Sequence[Product]",
+    threads: int,
+) -> list[Entry]:
+    """Every shard, made by numpy; where the verification shows that torch has other bits, by torch."""
+    entries = Production(base, adapter, out, journal, Arithmetic(threads)).run(products)
+    if config.verify_items and products_differ(targets.linear, adapter, threads):
+        print("merge: numpy multiplies otherwise than torch on this processor; making the shards by torch", flush=True)
+        journal.forget()
+        entries = Production(base, adapter, out, journal, Arithmetic(threads, by_torch=True)).run(products)
+    return entries
 
 
 def identity_of(config: MergeStageConfig, snapshot: str, adapter: str) -> str:

@@ -32,7 +32,7 @@ def reserve(file: int, size: int) -> None:
 def create(path: Path) -> int:
     """An empty file, written past the page cache where the file system can.
 
-    That halves what a write costs the processor, and the base keeps its place in the cache.
+    The processor copies nothing then, and the base keeps its place in the cache.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
     try:

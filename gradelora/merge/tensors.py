@@ -16,16 +16,10 @@ def read(file: int, tensor: Tensor) -> Any:
     return _filled(file, tensor.start, tensor.nbytes).view(DTYPES[tensor.dtype]).reshape(tensor.shape)
 
 
-def read_rows(file: int, tensor: Tensor, first: int, last: int) -> Any:
-    """`tensor[first:last]`, in memory of its own."""
-    size = tensor.nbytes // tensor.shape[0]
-    data = _filled(file, tensor.start + first * size, (last - first) * size)
-    return data.view(DTYPES[tensor.dtype]).reshape(last - first, *tensor.shape[1:])
-
-
 def read_first(file: int, tensor: Tensor, index: int) -> Any:
     """`tensor[index]` alone, in memory of its own."""
-    return read_rows(file, tensor, index, index + 1)[0]
+    size = tensor.nbytes // tensor.shape[0]
+    return _filled(file, tensor.start + index * size, size).view(DTYPES[tensor.dtype]).reshape(tensor.shape[1:])
 
 
 def _filled(file: int, position: int, size: int) -> Any:
